@@ -1,0 +1,83 @@
+//! The operators. One folder each: `mod.rs` (attributes, description, cases), `reference.rs` (forward and backward, generic over
+//! [`Real`](crate::Real)).
+
+use crate::{Case, Cost, DType, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, Result, Tolerance, gpu};
+
+pub mod post;
+
+pub use post::{Post, PostBwd};
+
+/// Calls `$callback!` with every operator, as `Variant: Type`. The one list; everything that must know all operators goes through it.
+#[macro_export]
+macro_rules! for_each_op {
+    ($callback:ident) => {
+        $callback! {
+            Post, PostBwd,
+        }
+    };
+}
+
+macro_rules! define_any_op {
+    ($($op:ident,)*) => {
+        /// Any operator.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs)]
+        pub enum AnyOp { $($op($op)),* }
+
+        $(impl From<$op> for AnyOp {
+            fn from(op: $op) -> Self {
+                Self::$op(op)
+            }
+        })*
+
+        impl AnyOp {
+            /// Name, formula and slots.
+            pub fn desc(&self) -> &'static OpDesc {
+                match self { $(Self::$op(_) => const { &<$op as Op>::DESC }),* }
+            }
+            /// Every description, in the order of the list.
+            pub fn all_descs() -> Vec<&'static OpDesc> {
+                vec![$(const { &<$op as Op>::DESC }),*]
+            }
+            /// Every operator's cases.
+            pub fn all_cases(level: Level) -> Vec<Case> {
+                let mut cases = Vec::new();
+                $(cases.extend(<$op as Op>::cases(level));)*
+                cases
+            }
+            /// [`Op::has`].
+            pub fn has(&self, slot: &str) -> bool {
+                match self { $(Self::$op(op) => op.has(slot)),* }
+            }
+            /// [`Op::check`].
+            pub fn check(&self) -> Result<()> {
+                match self { $(Self::$op(op) => op.check()),* }
+            }
+            /// [`Op::reference`].
+            pub fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
+                match self { $(Self::$op(op) => op.reference(d, x)),* }
+            }
+            /// [`Op::forward`].
+            pub fn forward(&self) -> Option<AnyOp> {
+                match self { $(Self::$op(op) => op.forward()),* }
+            }
+            /// [`Op::plan`].
+            pub fn plan(&self, d: &Dims, act: DType, caps: &gpu::GpuCaps) -> Result<gpu::Plan> {
+                match self { $(Self::$op(op) => op.plan(d, act, caps)),* }
+            }
+            /// [`Op::cost`].
+            pub fn cost(&self, d: &Dims, act: DType) -> Cost {
+                match self { $(Self::$op(op) => op.cost(d, act)),* }
+            }
+            /// [`Op::tolerance`].
+            pub fn tolerance(&self) -> Tolerance {
+                match self { $(Self::$op(op) => op.tolerance()),* }
+            }
+            /// [`Op::tag`].
+            pub fn tag(&self) -> String {
+                match self { $(Self::$op(op) => op.tag()),* }
+            }
+        }
+    };
+}
+for_each_op!(define_any_op);

@@ -1,0 +1,13 @@
+//! The CPU backend: SIMD kernels over std::arch, chosen at run time, with rayon over tokens.
+//!
+//! Layers, bottom up: `simd` (vectors), `rows` (what is done to the rows of one token), `call` (a validated launch and its
+//! parallel loops), `ops` (one file per operator), `device`.
+
+mod call;
+mod device;
+mod ops;
+mod rows;
+mod simd;
+
+pub use device::{Cpu, CpuDevice};
+pub use simd::Level;
