@@ -1,5 +1,7 @@
 //! Launch plans: pure data, made without a device, so that every decision can be tested on any machine.
 
+use super::Entry;
+
 /// What plans depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GpuCaps {
@@ -16,41 +18,85 @@ pub struct GpuCaps {
 }
 
 /// The launches of one call, in order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct Plan {
-    /// Launches.
+    /// Launches. None where there is nothing to do, as for T = 0.
     pub launches: Vec<Launch>,
-    /// Bytes of scratch.
+    /// Bytes of scratch, for the launches and for the fallback's.
     pub workspace: usize,
+    /// What to launch instead where operands do not lie as `launches` wants them. `None`: `launches` takes every layout.
+    pub fallback: Option<Fallback>,
+}
+
+impl Plan {
+    /// Launches that take every layout, and the bytes of scratch that they need.
+    pub fn new(launches: Vec<Launch>, workspace: usize) -> Self {
+        Self { launches, workspace, fallback: None }
+    }
+}
+
+/// The other way to run a plan. Validation lets through any address that suits the element type and any outer stride, but vector
+/// and bulk copies need multiples of 16 bytes; which is the case is known only when the operands are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fallback {
+    /// Slots whose address and outer strides must be multiples of 16 bytes for [`Plan::launches`]; absent slots do not count.
+    pub vectors: Vec<usize>,
+    /// The launches for everything else.
+    pub launches: Vec<Launch>,
 }
 
 /// One launch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
-    /// The operator folder whose device source holds the entry.
+    /// The [`Source`](super::Source) that has the entry.
     pub source: &'static str,
     /// Entry point.
-    pub entry: String,
-    /// Compile-time constants.
-    pub defines: Vec<(&'static str, String)>,
+    pub entry: Entry,
     /// Blocks.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// Arguments.
+    /// Blocks of a cluster, which run at the same time and see each other's shared memory; `[1, 1, 1]` is no cluster.
+    pub cluster: [u32; 3],
+    /// Whether all blocks must run at the same time, so that they may wait for each other.
+    pub cooperative: bool,
+    /// Whether the launch may begin while the one before it in the stream ends (programmatic dependent launch). The kernel must then
+    /// wait by itself before it touches anything that others write. Ignored where the device has no such thing.
+    pub overlap: bool,
+    /// Arguments, at most [`Launch::MAX_ARGS`].
     pub args: Vec<Arg>,
+}
+
+impl Launch {
+    /// The most arguments that a launch may have.
+    pub const MAX_ARGS: usize = 64;
+
+    /// A plain launch along one axis, without dynamic shared memory.
+    pub fn new(source: &'static str, entry: Entry, blocks: u32, threads: u32, args: Vec<Arg>) -> Self {
+        Self {
+            source,
+            entry,
+            grid: [blocks, 1, 1],
+            block: [threads, 1, 1],
+            shared: 0,
+            cluster: [1; 3],
+            cooperative: false,
+            overlap: false,
+            args,
+        }
+    }
 }
 
 /// One kernel argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arg {
-    /// The address of a slot.
+    /// The address of a slot; null where it is absent.
     Slot(usize),
-    /// The distance between neighbours along an axis of a slot, in elements, as 64 bits.
+    /// The distance between neighbours along an axis of a slot, in elements, as 64 bits; 0 where it is absent.
     Stride(usize, usize),
-    /// Scratch at this byte offset.
+    /// The address of the scratch memory at this byte offset.
     Workspace(usize),
     /// A number.
     U32(u32),

@@ -7,6 +7,9 @@ pub mod post;
 
 pub use post::{Post, PostBwd};
 
+/// The device source of every operator that has one.
+pub const SOURCES: &[gpu::Source] = &[];
+
 /// Calls `$callback!` with every operator, as `Variant: Type`. The one list; everything that must know all operators goes through it.
 #[macro_export]
 macro_rules! for_each_op {

@@ -1,0 +1,72 @@
+//! Device sources and the closed list of entries that is compiled from each.
+//!
+//! A source is a `.cuh` file without vendor headers that defines, for every kernel `K` it has, a macro
+//! `MHC_KERNEL_K(NAME, E, N)` which expands to an `extern "C"` entry point `NAME` for streams of the element type `E` (`f32`,
+//! `bf16`, `f16`) and `N` streams; `N` is 0 where the entry takes any number of streams. What is compiled is the source followed by
+//! one such line per [`Entry`] ([`Source::translation_unit`]), so one image holds all entries of a source.
+
+use core::fmt::Write;
+
+use crate::DType;
+
+/// The files that device sources may include, by the name they use.
+pub const HEADERS: &[(&str, &str)] = &[];
+
+/// One device source.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// The operator's folder: `post`; for a file tuned for one architecture, with that at the end: `pre_sm90`.
+    pub name: &'static str,
+    /// Its text.
+    pub text: &'static str,
+    /// The entries to compile.
+    pub entries: fn() -> Vec<Entry>,
+}
+
+impl Source {
+    /// What the compiler is given for devices with `wave` lanes.
+    pub fn translation_unit(&self, wave: u32) -> String {
+        let mut unit = format!("{}\n", self.text);
+        for entry in (self.entries)() {
+            let (kernel, dtype, streams) = (entry.kernel, entry.dtype, entry.streams);
+            // Writing to a string cannot fail.
+            let _ = writeln!(unit, "MHC_KERNEL_{kernel}({}, {dtype}, {streams})", entry.name(wave));
+        }
+        unit
+    }
+}
+
+/// One instance of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Entry {
+    /// The kernel: operator, direction and, where a direction has several, its job: `post_fwd`, `pre_bwd_reduce`.
+    pub kernel: &'static str,
+    /// Element type of the streams.
+    pub dtype: DType,
+    /// n, or 0 where any n is taken at run time.
+    pub streams: u32,
+    /// The one architecture it is for, as in the source's name (`sm90`); empty for portable kernels.
+    pub arch: &'static str,
+}
+
+impl Entry {
+    /// A portable entry.
+    pub const fn new(kernel: &'static str, dtype: DType, streams: u32) -> Self {
+        Self { kernel, dtype, streams, arch: "" }
+    }
+
+    /// The name of the entry point: `mhc_post_fwd__bf16_n4_w32`, with `_sm90` at the end where it is for one architecture.
+    pub fn name(&self, wave: u32) -> String {
+        let separator = if self.arch.is_empty() { "" } else { "_" };
+        format!("mhc_{}__{}_n{}_w{wave}{separator}{}", self.kernel, self.dtype, self.streams, self.arch)
+    }
+
+    /// Every kernel of `kernels` for every element type and each of `streams`.
+    pub fn all(kernels: &[&'static str], streams: &[u32]) -> Vec<Entry> {
+        let each = |kernel| {
+            let of = move |dtype| streams.iter().map(move |&n| Entry::new(kernel, dtype, n));
+            DType::ALL.into_iter().flat_map(of)
+        };
+        kernels.iter().copied().flat_map(each).collect()
+    }
+}
