@@ -1,11 +1,12 @@
 //! The CPU backend: SIMD kernels over std::arch, chosen at run time, with rayon over tokens.
 //!
 //! Layers, bottom up: `simd` (vectors), `rows` (what is done to the rows of one token), `call` (a validated launch and its
-//! parallel loops), `ops` (one file per operator), `device`.
+//! parallel loops), `reduce` (sums over tokens), `ops` (one file per operator), `device`.
 
 mod call;
 mod device;
 mod ops;
+mod reduce;
 mod rows;
 mod simd;
 

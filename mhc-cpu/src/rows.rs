@@ -160,6 +160,111 @@ unsafe fn dot_tile<S: Simd, A: Lane, B: Lane, const I: usize, const J: usize>(
     }
 }
 
+/// Calls `f` with the offset of every vector of a row of `len` elements, the number of its elements, and whether it is a full one.
+#[inline(always)]
+pub(crate) fn vectors<S: Simd>(_: S, len: usize, mut f: impl FnMut(usize, usize, bool)) {
+    let mut c = 0;
+    while c + S::LANES <= len {
+        f(c, S::LANES, true);
+        c += S::LANES;
+    }
+    if c < len {
+        f(c, len - c, false);
+    }
+}
+
+/// Σ v² of a row.
+#[inline(always)]
+pub(crate) fn sum_squares<S: Simd, E: Lane>(s: S, a: &[E]) -> f32 {
+    let mut acc = [s.zero(); 4];
+    vectors(
+        s,
+        a.len(),
+        #[inline(always)]
+        |c, n, full| {
+            // SAFETY: `vectors` stays inside the row.
+            let v = unsafe { load(s, a.as_ptr().add(c), n, full) };
+            // Four chains, so that one addition need not wait for the one before; the moves cost nothing.
+            acc.rotate_left(1);
+            acc[0] = s.fma(v, v, acc[0]);
+        },
+    );
+    s.sum(s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3])))
+}
+
+/// `(sum/len + eps)^(-1/2)`.
+#[inline(always)]
+pub(crate) fn inv_rms(sum: f32, len: usize, eps: f32) -> f32 {
+    1.0 / (sum / len as f32 + eps).sqrt()
+}
+
+/// `y = w ⊙ r·x`.
+///
+/// # Safety
+/// All rows have the same length.
+#[inline(always)]
+pub(crate) unsafe fn scale<S: Simd, E: Lane, O: Lane>(s: S, r: f32, w: &[f32], x: &[E], y: &mut [O]) {
+    debug_assert!(w.len() == x.len() && x.len() == y.len());
+    let (rv, y) = (s.splat(r), y.as_mut_ptr());
+    vectors(
+        s,
+        x.len(),
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows.
+        |c, n, full| unsafe {
+            let v = s.mul(rv, load(s, x.as_ptr().add(c), n, full));
+            store(s, y.add(c), s.mul(v, load(s, w.as_ptr().add(c), n, full)), n, full);
+        },
+    );
+}
+
+/// The gradient of `y = w ⊙ r·x` with `r = inv_rms(x)` for the upstream gradient `g`: writes `d_x = r·w⊙g - x·r³·⟨w⊙g, x⟩/len` and adds
+/// `r·g⊙x` to `d_w`.
+///
+/// # Safety
+/// All rows have the same length.
+#[inline(always)]
+pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
+    s: S,
+    r: f32,
+    w: &[f32],
+    x: &[E],
+    g: &[G],
+    d_x: &mut [O],
+    d_w: &mut [f32],
+) {
+    let len = x.len();
+    debug_assert!([w.len(), g.len(), d_x.len(), d_w.len()].iter().all(|&l| l == len));
+    let (w, x, g, d_x, d_w) = (w.as_ptr(), x.as_ptr(), g.as_ptr(), d_x.as_mut_ptr(), d_w.as_mut_ptr());
+    let mut acc = [s.zero(); 2];
+    vectors(
+        s,
+        len,
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows.
+        |c, n, full| unsafe {
+            let (x, g) = (load(s, x.add(c), n, full), load(s, g.add(c), n, full));
+            acc.rotate_left(1);
+            acc[0] = s.fma(s.mul(load(s, w.add(c), n, full), g), x, acc[0]);
+        },
+    );
+    let along_x = s.sum(s.add(acc[0], acc[1]));
+    let (r_v, pull) = (s.splat(r), s.splat(-r * r * r * along_x / len as f32));
+    vectors(
+        s,
+        len,
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows.
+        |c, n, full| unsafe {
+            let (x, g) = (load(s, x.add(c), n, full), s.mul(r_v, load(s, g.add(c), n, full)));
+            let dx = s.fma(x, pull, s.mul(load(s, w.add(c), n, full), g));
+            let dw = s.fma(g, x, load(s, d_w.add(c), n, full));
+            store(s, d_x.add(c), dx, n, full);
+            store(s, d_w.add(c), dw, n, full);
+        },
+    );
+}
+
 /// A vector of `n` elements; `full` says that `n == LANES`, so that the compiler sees it.
 ///
 /// # Safety

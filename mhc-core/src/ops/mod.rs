@@ -3,9 +3,17 @@
 
 use crate::{Case, Cost, DType, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, Result, Tolerance, gpu};
 
+pub mod aggregate;
+pub mod collapse;
+pub mod expand;
 pub mod post;
+pub mod rms_norm;
 
+pub use aggregate::{Aggregate, AggregateBwd};
+pub use collapse::{Collapse, CollapseBwd};
+pub use expand::{Expand, ExpandBwd};
 pub use post::{Post, PostBwd};
+pub use rms_norm::{RmsNorm, RmsNormBwd};
 
 /// The device source of every operator that has one.
 pub const SOURCES: &[gpu::Source] = &[];
@@ -15,7 +23,11 @@ pub const SOURCES: &[gpu::Source] = &[];
 macro_rules! for_each_op {
     ($callback:ident) => {
         $callback! {
+            Aggregate, AggregateBwd,
+            Collapse, CollapseBwd,
+            Expand, ExpandBwd,
             Post, PostBwd,
+            RmsNorm, RmsNormBwd,
         }
     };
 }

@@ -4,7 +4,11 @@ use mhc_core::{AnyOp, DType, Dims, Op, Problem, for_each_op};
 
 use crate::call::Call;
 
+mod aggregate;
+mod collapse;
+mod expand;
 mod post;
+mod rms_norm;
 
 /// The CPU kernel of an operator.
 pub(crate) trait CpuOp: Op {
