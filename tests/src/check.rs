@@ -1,0 +1,86 @@
+//! Everything that is checked of one problem on one device.
+
+use anyhow::{Result, anyhow, bail};
+use mhc_core::{Problem, Stream, Support};
+
+use crate::{
+    compare::{self, Output, Report},
+    data::{self, Operands},
+    oracle::Expected,
+    run::{self, How},
+};
+
+/// A problem with its operands and what they must give.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The problem.
+    pub problem: Problem,
+    /// One entry per slot.
+    pub operands: Operands,
+    /// One entry per slot.
+    pub expected: Expected,
+}
+
+impl Trial {
+    /// Operands drawn from the seed that the problem's id gives.
+    pub fn new(problem: Problem) -> Result<Self> {
+        let operands = data::operands(&problem, data::seed(&problem.to_string()))?;
+        Self::with(problem, operands)
+    }
+
+    /// Operands of one's own.
+    pub fn with(problem: Problem, operands: Operands) -> Result<Self> {
+        let expected = Expected::new(&problem, &operands)?;
+        Ok(Self { problem, operands, expected })
+    }
+
+    /// Runs the problem thrice: packed, with gaps and with permuted axes; the outputs were full of NaN, of a number, and of NaN; the
+    /// scratch was the stream's, then watched. The first is compared with the reference, and the others must equal it bit for bit.
+    pub fn check(&self, stream: &Stream) -> Result<Vec<Report>> {
+        let p = &self.problem;
+        if let Support::No(why) = stream.device().support(p) {
+            bail!("{p} is not supported on {}: {why}", stream.id());
+        }
+        let first = run::run(stream, p, &self.operands, How::PLAIN)?;
+        let reports = self.compare(&first)?;
+        for how in [How::PADDED, How::PERMUTED] {
+            same(p, &first, &run::run(stream, p, &self.operands, how)?)
+                .map_err(|e| e.context(format!("run again with {how:?}")))?;
+        }
+        Ok(reports)
+    }
+
+    /// Judges outputs, one entry per slot, as row-major bytes.
+    pub fn compare(&self, outputs: &[Vec<u8>]) -> Result<Vec<Report>> {
+        let (p, tolerance) = (&self.problem, self.problem.op.tolerance());
+        let mut reports = Vec::new();
+        for (i, slot) in p.op.desc().slots.iter().enumerate() {
+            if slot.is_input() || !p.op.has(slot.name) {
+                continue;
+            }
+            let (dtype, shape) = (slot.dtype(p.act), slot.shape(&p.dims));
+            let got = dtype.decode(&outputs[i]);
+            let (truth, plain) = (&self.expected.truth[i], &self.expected.plain[i]);
+            let output = Output { slot: slot.name, shape: &shape, dtype, truth, plain, got: &got };
+            reports.push(compare::output(&output, &tolerance).map_err(|why| anyhow!("{p}: {why}"))?);
+        }
+        Ok(reports)
+    }
+}
+
+/// An error that names the first element in which two sets of outputs differ.
+pub fn same(p: &Problem, a: &[Vec<u8>], b: &[Vec<u8>]) -> Result<()> {
+    for (i, slot) in p.op.desc().slots.iter().enumerate() {
+        let dtype = slot.dtype(p.act);
+        if let Some(at) = a[i].iter().zip(&b[i]).position(|(x, y)| x != y) {
+            let (element, shape) = (at / dtype.size(), slot.shape(&p.dims));
+            let (x, y) = (dtype.decode(&a[i])[element], dtype.decode(&b[i])[element]);
+            let index = compare::position(element, &shape);
+            bail!("{p}: `{}`{index:?} is {x:e} in one run and {y:e} in another", slot.name);
+        }
+        if a[i].len() != b[i].len() {
+            bail!("{p}: `{}` has {} bytes in one run and {} in another", slot.name, a[i].len(), b[i].len());
+        }
+    }
+    Ok(())
+}

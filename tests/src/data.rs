@@ -1,0 +1,110 @@
+//! Operands: drawn from a seed that the problem's id gives, so that every case can be replayed alone.
+
+use anyhow::Result;
+use mhc_core::{Fill, Problem, Slot};
+
+use crate::oracle;
+
+/// The operands of a problem: one entry per slot of the description, row-major, every value representable in the slot's type;
+/// empty where the slot is absent or written.
+pub type Operands = Vec<Vec<f64>>;
+
+/// SplitMix64: a generator whose whole state is its seed.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// Starts from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Standard normal (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (core::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    /// An integer in 0..n; 0 if n is 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.uniform() * n as f64) as usize
+    }
+
+    /// `len` standard normal numbers.
+    pub fn normals(&mut self, len: usize) -> Vec<f64> {
+        (0..len).map(|_| self.normal()).collect()
+    }
+
+    fn draw(&mut self, fill: Fill) -> f64 {
+        match fill {
+            Fill::Normal { std } => std * self.normal(),
+            Fill::Uniform { lo, hi } => lo + (hi - lo) * self.uniform(),
+        }
+    }
+}
+
+/// A seed from any text: its FNV-1a hash, moved by the number in `MHC_TEST_SEED`.
+pub fn seed(text: &str) -> u64 {
+    let offset = std::env::var("MHC_TEST_SEED").ok().and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+    offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ fnv(text)
+}
+
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Operands drawn as the description says. What a backward operator reads of its forward, results and saved tensors included, is
+/// taken from the forward reference on the rounded inputs; upstream gradients are random (constant ones hide mistakes).
+pub fn operands(p: &Problem, seed: u64) -> Result<Operands> {
+    operands_with(p, seed, |_, _, _| {})
+}
+
+/// [`operands`] whose drawn slots pass through `change` before they are rounded.
+pub fn operands_with(p: &Problem, seed: u64, change: impl Fn(&Slot, &mut [f64], &mut Rng)) -> Result<Operands> {
+    let draw = |slot: &Slot| {
+        let mut rng = Rng::new(seed ^ fnv(slot.name));
+        let mut values: Vec<f64> = (0..slot.len(&p.dims)).map(|_| rng.draw(slot.fill)).collect();
+        change(slot, &mut values, &mut rng);
+        values.iter().map(|v| slot.dtype(p.act).round(*v)).collect::<Vec<f64>>()
+    };
+    let forward = p.op.forward().map(|op| Problem { op, ..p.clone() });
+    let known = match &forward {
+        Some(f) => complete(f, per_slot(f, |slot| if slot.is_input() { draw(slot) } else { Vec::new() }))?,
+        None => Vec::new(),
+    };
+    let from_forward = |slot: &Slot| {
+        let f = forward.as_ref()?;
+        let i = f.op.desc().index(slot.name).filter(|_| f.op.has(slot.name))?;
+        Some(known[i].clone())
+    };
+    Ok(per_slot(p, |slot| if slot.is_input() { from_forward(slot).unwrap_or_else(|| draw(slot)) } else { Vec::new() }))
+}
+
+/// The operands with the reference's results beside them, rounded to their slots' types.
+fn complete(p: &Problem, operands: Operands) -> Result<Operands> {
+    let results = oracle::evaluate::<f64>(p, &operands)?;
+    let all = p.op.desc().slots.iter().zip(operands).zip(results);
+    Ok(all
+        .map(|((slot, input), result)| {
+            if slot.is_input() { input } else { result.iter().map(|v| slot.dtype(p.act).round(*v)).collect() }
+        })
+        .collect())
+}
+
+/// One entry per slot: `f` of those that are there, nothing for the others.
+pub fn per_slot<R>(p: &Problem, mut f: impl FnMut(&'static Slot) -> Vec<R>) -> Vec<Vec<R>> {
+    p.op.desc().slots.iter().map(|s| if p.op.has(s.name) { f(s) } else { Vec::new() }).collect()
+}

@@ -1,0 +1,57 @@
+//! What is tested here.
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use mhc_core::{Backend, Device};
+use mhc_cpu::{Cpu, CpuDevice, Level};
+
+/// A device with the name that case ids give it.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// `cpu`, `cuda:0`, or with what sets it apart: `cpu-avx2-3threads`.
+    pub name: String,
+    /// The device.
+    pub device: Arc<dyn Device>,
+}
+
+impl Subject {
+    /// A device under the name of its id.
+    pub fn new(device: Arc<dyn Device>) -> Self {
+        Self { name: device.info().id.to_string(), device }
+    }
+}
+
+/// The host as users get it.
+pub fn cpu() -> Result<Subject> {
+    Ok(Subject::new(Cpu.open(0)?))
+}
+
+/// The host with some instruction set and number of threads.
+pub fn cpu_with(threads: usize, level: Level) -> Result<Subject> {
+    let name = format!("cpu-{}-{threads}thread{}", level.name(), if threads == 1 { "" } else { "s" });
+    Ok(Subject { name, device: Arc::new(CpuDevice::with(threads, level)?) })
+}
+
+/// The host as users get it, and once with every other instruction set it has, with 3, then 2, then 1 threads.
+pub fn cpus() -> Result<Vec<Subject>> {
+    let mut subjects = vec![cpu()?];
+    for (level, threads) in Level::available().into_iter().skip(1).zip([3, 2, 1]) {
+        subjects.push(cpu_with(threads, level)?);
+    }
+    Ok(subjects)
+}
+
+/// The subjects of the backend that `MHC_TEST_BACKEND` names, all of them if it is unset or `all`. An error if there is none.
+pub fn chosen(subjects: Vec<Subject>) -> Result<Vec<Subject>> {
+    let asked = std::env::var("MHC_TEST_BACKEND").unwrap_or_default();
+    if asked.is_empty() || asked == "all" {
+        return Ok(subjects);
+    }
+    let there: Vec<_> = subjects.iter().map(|s| s.name.clone()).collect();
+    let chosen: Vec<_> = subjects.into_iter().filter(|s| s.device.info().id.backend == asked).collect();
+    if chosen.is_empty() {
+        bail!("MHC_TEST_BACKEND={asked}: no such device here, only {}", there.join(", "));
+    }
+    Ok(chosen)
+}

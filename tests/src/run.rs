@@ -1,0 +1,235 @@
+//! Runs a problem on a device in memory that is watched: every operand lies inside a larger allocation, and nothing but the
+//! elements of the outputs may change.
+
+use anyhow::{Result, bail, ensure};
+use mhc_core::{DType, Layout, Problem, RawView, Slot, Stream, Tensor, View, ViewMut, validate};
+
+/// How operands lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Row-major without gaps, aligned to 256 bytes.
+    Packed,
+    /// Row-major with odd gaps after each row and each outer axis, starting one element off.
+    Padded,
+    /// Outer axes in the opposite order, with gaps, starting three elements off: of `x [T, n, C]`, all tokens of one stream together.
+    Permuted,
+}
+
+/// Where scratch comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scratch {
+    /// The stream's own, with whatever is left in it.
+    Stream,
+    /// Just the bytes that the kernel states, watched, filled before.
+    Watched,
+}
+
+/// How a problem is run.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Where operands lie.
+    pub placement: Placement,
+    /// The byte that outputs, gaps, guards and watched scratch are filled with before: `0xff` makes NaN in every type.
+    pub fill: u8,
+    /// Where scratch comes from.
+    pub scratch: Scratch,
+}
+
+impl How {
+    /// Packed, filled with NaN, through [`Stream::run`].
+    pub const PLAIN: How = How { placement: Placement::Packed, fill: 0xff, scratch: Scratch::Stream };
+    /// With gaps, filled with a finite number, in watched scratch.
+    pub const PADDED: How = How { placement: Placement::Padded, fill: 0x2a, scratch: Scratch::Watched };
+    /// With permuted axes, filled with NaN, in watched scratch.
+    pub const PERMUTED: How = How { placement: Placement::Permuted, fill: 0xff, scratch: Scratch::Watched };
+}
+
+/// Guard bytes on either side; a multiple of every alignment.
+const GUARD: usize = 256;
+
+impl Placement {
+    /// The layout of a shape and the position of its first element.
+    pub fn layout(self, shape: &[usize]) -> Result<(Layout, usize)> {
+        let (gap, start) = match self {
+            Placement::Packed => (0, 0),
+            Placement::Padded => (3, 1),
+            Placement::Permuted => (5, 3),
+        };
+        let outer = shape.len().saturating_sub(1);
+        let mut strides = vec![1; shape.len()];
+        let mut step = shape.last().copied().unwrap_or(1).max(1) + gap;
+        let mut axes: Vec<usize> = (0..outer).rev().collect();
+        if self == Placement::Permuted {
+            axes.reverse();
+        }
+        for axis in axes {
+            strides[axis] = step;
+            step = step * shape[axis].max(1) + gap;
+        }
+        match Layout::strided(shape, &strides) {
+            Some(layout) => Ok((layout, start)),
+            None => bail!("no layout for shape {shape:?}"),
+        }
+    }
+}
+
+/// Device memory with something in it and a record of what was put there.
+pub struct Watched {
+    memory: Tensor,
+    image: Vec<u8>,
+    first: usize,
+    layout: Layout,
+    dtype: DType,
+}
+
+impl Watched {
+    /// Memory full of `fill` with room for a layout, its first element at element `start` behind the guard.
+    pub fn new(stream: &Stream, dtype: DType, layout: Layout, start: usize, fill: u8) -> Result<Self> {
+        let first = GUARD + start * dtype.size();
+        let bytes = (first + layout.extent() * dtype.size() + GUARD).next_multiple_of(2);
+        let image = vec![fill; bytes];
+        let memory = Tensor::from_bytes(stream, DType::F16, &[bytes / 2], &image)?;
+        Ok(Self { memory, image, first, layout, dtype })
+    }
+
+    /// Memory with the elements `values` at the places of the layout and `fill` elsewhere.
+    pub fn with(stream: &Stream, dtype: DType, at: (Layout, usize), fill: u8, values: &[f64]) -> Result<Self> {
+        let mut this = Self::new(stream, dtype, at.0, at.1, fill)?;
+        ensure!(values.len() == at.0.elements(), "{} values for {:?}", values.len(), at.0);
+        let data = dtype.encode(values);
+        for (element, from) in places(&this.layout).zip(data.chunks(dtype.size())) {
+            this.image[this.first + element * dtype.size()..][..dtype.size()].copy_from_slice(from);
+        }
+        this.memory.write(&this.image)?;
+        Ok(this)
+    }
+
+    /// What a kernel sees.
+    pub fn view(&self) -> RawView {
+        let memory = *self.memory.view().raw();
+        RawView { ptr: memory.ptr.offset(self.first), layout: self.layout, dtype: self.dtype, device: memory.device }
+    }
+
+    /// An error if any byte changed.
+    pub fn unchanged(&self) -> Result<()> {
+        self.same(&self.memory.read()?)
+    }
+
+    /// The elements as row-major bytes. An error if any byte outside of them changed.
+    pub fn elements(&self) -> Result<Vec<u8>> {
+        let mut now = self.memory.read()?;
+        let size = self.dtype.size();
+        let mut elements = Vec::with_capacity(self.layout.elements() * size);
+        for element in places(&self.layout) {
+            let at = self.first + element * size;
+            elements.extend_from_slice(&now[at..][..size]);
+            now[at..][..size].copy_from_slice(&self.image[at..][..size]);
+        }
+        self.same(&now)?;
+        Ok(elements)
+    }
+
+    fn same(&self, now: &[u8]) -> Result<()> {
+        let Some(at) = now.iter().zip(&self.image).position(|(a, b)| a != b) else { return Ok(()) };
+        let changed = now.iter().zip(&self.image).filter(|(a, b)| a != b).count();
+        let from_first = at as isize - self.first as isize;
+        bail!("{changed} bytes were written where nothing may be, the first {from_first} bytes from the first element")
+    }
+}
+
+/// The positions of a layout's elements, row-major.
+fn places(layout: &Layout) -> impl Iterator<Item = usize> + '_ {
+    let (shape, strides) = (layout.shape(), layout.strides());
+    (0..layout.elements()).map(move |i| {
+        let mut rest = i;
+        shape.iter().zip(strides).rev().fold(0, |at, (&len, &stride)| {
+            let step = rest % len;
+            rest /= len;
+            at + step * stride
+        })
+    })
+}
+
+/// The operands of one run, in watched memory: one entry per slot, `None` where it is absent.
+pub struct Arena {
+    slots: Vec<Option<(&'static Slot, Watched)>>,
+}
+
+impl Arena {
+    /// Places inputs and makes room for outputs.
+    pub fn new(stream: &Stream, p: &Problem, operands: &[Vec<f64>], placement: Placement, fill: u8) -> Result<Self> {
+        let place = |(slot, values): (&'static Slot, &Vec<f64>)| {
+            if !p.op.has(slot.name) {
+                return Ok(None);
+            }
+            let (layout, start) = placement.layout(&slot.shape(&p.dims))?;
+            let dtype = slot.dtype(p.act);
+            let memory = if slot.is_input() {
+                Watched::with(stream, dtype, (layout, start), fill, values)?
+            } else {
+                Watched::new(stream, dtype, layout, start, fill)?
+            };
+            Ok(Some((slot, memory)))
+        };
+        let slots = p.op.desc().slots.iter().zip(operands).map(place).collect::<Result<_>>()?;
+        Ok(Self { slots })
+    }
+
+    /// Views of inputs and of outputs, as [`Stream::run`] takes them.
+    pub fn views(&mut self) -> (Vec<View<'_>>, Vec<ViewMut<'_>>) {
+        let (mut ins, mut outs) = (Vec::new(), Vec::new());
+        for (slot, memory) in self.slots.iter().flatten() {
+            // SAFETY: `Watched` allocated room for the whole layout, each operand has an allocation of its own, and the borrow of
+            // `self` keeps all of them.
+            unsafe {
+                if slot.is_input() {
+                    ins.push(View::from_raw(memory.view()));
+                } else {
+                    outs.push(ViewMut::from_raw(memory.view()));
+                }
+            }
+        }
+        (ins, outs)
+    }
+
+    /// The outputs, one entry per slot, as row-major bytes. An error if anything else changed.
+    pub fn outputs(&self) -> Result<Vec<Vec<u8>>> {
+        let output = |slot: &Option<(&'static Slot, Watched)>| {
+            let Some((slot, memory)) = slot else { return Ok(Vec::new()) };
+            let read = if slot.is_input() { memory.unchanged().map(|()| Vec::new()) } else { memory.elements() };
+            read.map_err(|e| e.context(format!("around `{}`", slot.name)))
+        };
+        self.slots.iter().map(output).collect()
+    }
+
+    /// An error if anything was written at all.
+    pub fn untouched(&self) -> Result<()> {
+        self.slots.iter().flatten().try_for_each(|(slot, memory)| {
+            memory.unchanged().map_err(|e| e.context(format!("operand `{}`", slot.name)))
+        })
+    }
+}
+
+/// Runs the problem and gives its outputs, one entry per slot, as row-major bytes. An error if the device refuses, fails, or writes
+/// anywhere but in the elements of the outputs and in its scratch.
+pub fn run(stream: &Stream, p: &Problem, operands: &[Vec<f64>], how: How) -> Result<Vec<Vec<u8>>> {
+    let mut arena = Arena::new(stream, p, operands, how.placement, how.fill)?;
+    let (ins, mut outs) = arena.views();
+    match how.scratch {
+        Scratch::Stream => stream.run(p, &ins, &mut outs)?,
+        Scratch::Watched => {
+            let kernel = stream.device().kernel(p)?;
+            let bytes = kernel.workspace();
+            let Some(layout) = Layout::contiguous(&[bytes.div_ceil(2)]) else { bail!("{bytes} bytes of scratch") };
+            let scratch = Watched::new(stream, DType::F16, layout, 0, how.fill)?;
+            let views = validate::operands(p, stream.id(), &ins, &outs)?;
+            // SAFETY: the views were just validated for the kernel's problem; the scratch has the size it states, and both
+            // outlive the wait below.
+            unsafe { kernel.launch(stream.raw(), &views, scratch.view().ptr)? };
+            stream.sync()?;
+            scratch.elements().map_err(|e| e.context(format!("around the {bytes} bytes of scratch")))?;
+        }
+    }
+    stream.sync()?;
+    arena.outputs()
+}

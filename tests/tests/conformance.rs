@@ -1,0 +1,59 @@
+//! Every operator, case, element type and device: one trial each, named `post.fwd/bf16/fromto/T17.n4.C130@cpu`.
+//!
+//! `MHC_TEST_LEVEL=smoke|full|soak`, `MHC_TEST_BACKEND=cpu|cuda|hip|all`, `MHC_TEST_OP=post` (its backward too) and
+//! `MHC_TEST_SEED=1` choose what is run; the usual name filter works as well.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Result, bail};
+use libtest_mimic::{Arguments, Failed};
+use mhc_core::{AnyOp, DType, Level, Problem, Stream};
+use mhc_tests::{check::Trial, devices};
+
+fn main() -> Result<()> {
+    let trials = trials(mhc_tests::level()?)?;
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// A trial for every problem on every device. An error if what was asked for by name gives none.
+fn trials(level: Level) -> Result<Vec<libtest_mimic::Trial>> {
+    let subjects = devices::chosen(devices::cpus()?)?;
+    let op = std::env::var("MHC_TEST_OP").unwrap_or_default();
+    let mut trials = Vec::new();
+    for problem in problems(level, &op) {
+        // References are run once for all devices, by the first that needs them, and dropped with the last.
+        let shared = Arc::new(OnceLock::<Result<Trial, String>>::new());
+        for subject in &subjects {
+            let (shared, problem, device) = (shared.clone(), problem.clone(), subject.device.clone());
+            trials.push(libtest_mimic::Trial::test(format!("{problem}@{}", subject.name), move || {
+                let trial = shared.get_or_init(|| Trial::new(problem).map_err(|e| format!("{e:#}")));
+                let trial = trial.as_ref().map_err(Failed::from)?;
+                let check = Stream::new(device).map_err(Into::into).and_then(|stream| trial.check(&stream));
+                check.map(|_| ()).map_err(|e| format!("{e:#}").into())
+            }));
+        }
+    }
+    if trials.is_empty() {
+        let backend = std::env::var("MHC_TEST_BACKEND").unwrap_or_default();
+        bail!("no case to run for MHC_TEST_OP={op}, MHC_TEST_BACKEND={backend}");
+    }
+    Ok(trials)
+}
+
+/// The cases of all operators, or of one and its backward, in every element type; in one where the operator has no streams.
+fn problems(level: Level, op: &str) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for case in AnyOp::all_cases(level) {
+        let name = case.op.desc().name;
+        if !op.is_empty() && name != op && name.strip_suffix("_bwd") != Some(op) {
+            continue;
+        }
+        for act in DType::ALL {
+            let problem = Problem { op: case.op.clone(), dims: case.dims, act };
+            if (act == DType::F32 || problem.has_streams()) && !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+    }
+    problems
+}
