@@ -149,7 +149,9 @@ fn bias(o: &Output<'_>) -> Result<(), String> {
         let mean = mean / count as f64;
         if mean.abs() > allowed {
             let slot = o.slot;
-            return Err(format!("`{slot}` is not rounded to nearest: {mean:+.3} spacings {towards} on average of {count}"));
+            return Err(format!(
+                "`{slot}` is not rounded to nearest: {mean:+.3} spacings {towards} on average of {count}"
+            ));
         }
     }
     Ok(())

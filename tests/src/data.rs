@@ -98,9 +98,11 @@ fn complete(p: &Problem, operands: Operands) -> Result<Operands> {
     let results = oracle::evaluate::<f64>(p, &operands)?;
     let all = p.op.desc().slots.iter().zip(operands).zip(results);
     Ok(all
-        .map(|((slot, input), result)| {
-            if slot.is_input() { input } else { result.iter().map(|v| slot.dtype(p.act).round(*v)).collect() }
-        })
+        .map(
+            |((slot, input), result)| {
+                if slot.is_input() { input } else { result.iter().map(|v| slot.dtype(p.act).round(*v)).collect() }
+            },
+        )
         .collect())
 }
 
