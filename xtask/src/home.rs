@@ -1,0 +1,54 @@
+//! Where the tool stands: in a checkout, where cargo builds what it runs, or in a bundle, where that was built beforehand.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use xshell::Shell;
+
+/// The file that marks a bundle's root.
+pub const BUNDLE_MARK: &str = "bundle.json";
+
+/// The root of a checkout or of a bundle.
+pub enum Home {
+    /// The repository.
+    Checkout(PathBuf),
+    /// A folder written by `cargo xtask bundle`.
+    Bundle(PathBuf),
+}
+
+impl Home {
+    /// Cargo tells a program it runs where its package is; a bundled program finds its mark beside itself.
+    pub fn find() -> Result<Self> {
+        if let Some(package) = std::env::var_os("CARGO_MANIFEST_DIR") {
+            let root = Path::new(&package).parent().context("the xtask package lies in the workspace's root")?;
+            return Ok(Self::Checkout(root.into()));
+        }
+        let program = std::env::current_exe().context("this program's own path")?;
+        match program.ancestors().find(|dir| dir.join(BUNDLE_MARK).is_file()) {
+            Some(root) => Ok(Self::Bundle(root.into())),
+            None => bail!("run this as `cargo xtask` in a checkout, or from a folder that `cargo xtask bundle` wrote"),
+        }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        match self {
+            Self::Checkout(root) | Self::Bundle(root) => root,
+        }
+    }
+
+    /// The root of the checkout; an error in a bundle, where `task` cannot be done.
+    pub fn checkout(&self, task: &str) -> Result<&Path> {
+        match self {
+            Self::Checkout(root) => Ok(root),
+            Self::Bundle(_) => bail!("`{task}` needs the sources: run it in a checkout"),
+        }
+    }
+
+    /// A shell in the root.
+    pub fn shell(&self) -> Result<Shell> {
+        let shell = Shell::new()?;
+        shell.change_dir(self.root());
+        Ok(shell)
+    }
+}
