@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use mhc_core::{Backend, Probe};
+use mhc_ops::{Probe, backends};
 
 /// Backends by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,12 +37,7 @@ impl Which {
         match probes.iter().find(|p| p.backend == self.name()) {
             Some(p) if p.found.is_ok() => Ok(vec![p.clone()]),
             Some(p) => bail!("--backend {} was asked for, but is not usable here\n  {p}", self.name()),
-            None => bail!("--backend {} was asked for, but is not compiled in", self.name()),
+            None => bail!("--backend {} was asked for, but there is no such backend", self.name()),
         }
     }
-}
-
-/// Every backend that is compiled in.
-pub fn backends() -> [&'static dyn Backend; 1] {
-    [&mhc_cpu::Cpu]
 }
