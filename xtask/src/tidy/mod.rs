@@ -45,13 +45,22 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule { what: "source files have at most 500 lines", broken: text::long_files },
-    Rule { what: "every `unsafe` block and impl has a SAFETY comment right above it", broken: text::unsafe_without_reason },
+    Rule {
+        what: "every `unsafe` block and impl has a SAFETY comment right above it",
+        broken: text::unsafe_without_reason,
+    },
     Rule { what: "nothing is left unfinished", broken: text::unfinished },
-    Rule { what: "nothing names a path of somebody's machine or an address beyond the few a reader needs", broken: text::paths },
+    Rule {
+        what: "nothing names a path of somebody's machine or an address beyond the few a reader needs",
+        broken: text::paths,
+    },
     Rule { what: "no tabs, no trailing blanks, one newline at the end", broken: text::blanks },
     Rule { what: "every crate takes lints, edition and version from the workspace", broken: text::manifests },
     Rule { what: "every operator's folder is complete and listed", broken: operators::folders },
-    Rule { what: "every operator has conformance cases, and every forward operator a backward", broken: operators::cases },
+    Rule {
+        what: "every operator has conformance cases, and every forward operator a backward",
+        broken: operators::cases,
+    },
     Rule { what: "backward operators name their operands after their forward's", broken: operators::names },
 ];
 

@@ -32,7 +32,10 @@ pub fn unsafe_without_reason(files: &[File]) -> Vec<String> {
     let mut places = Vec::new();
     for file in files.iter().filter(|f| f.is(&["rs"])) {
         let text: Vec<_> = file.text.lines().collect();
-        let silenced = |l: &str| l.starts_with("#[allow(clippy::undocumented_unsafe") || l.starts_with("#![allow(clippy::undocumented_unsafe");
+        let silenced = |l: &str| {
+            l.starts_with("#[allow(clippy::undocumented_unsafe")
+                || l.starts_with("#![allow(clippy::undocumented_unsafe")
+        };
         let one_reason = text.iter().any(|l| silenced(l));
         for (i, line) in text.iter().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
@@ -49,7 +52,15 @@ pub fn unsafe_without_reason(files: &[File]) -> Vec<String> {
 
 pub fn unfinished(files: &[File]) -> Vec<String> {
     // Spelled in two halves, so that this file does not break its own rule.
-    let marks = [("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("todo", "!("), ("unimple", "mented!("), ("db", "g!("), ("#[ig", "nore")];
+    let marks = [
+        ("TO", "DO"),
+        ("FIX", "ME"),
+        ("XX", "X"),
+        ("todo", "!("),
+        ("unimple", "mented!("),
+        ("db", "g!("),
+        ("#[ig", "nore"),
+    ];
     let marks: Vec<_> = marks.iter().map(|(a, b)| format!("{a}{b}")).collect();
     let text = files.iter().filter(|f| f.is(&["rs", "md", "toml", "cuh", "cu", "hip", "sh", "py"]));
     lines(text, |_, line| marks.iter().find(|m| line.contains(m.as_str())).map(|m| format!("`{m}`")))
@@ -64,7 +75,8 @@ pub fn paths(files: &[File]) -> Vec<String> {
         if let Some(root) = roots.iter().find(|r| line.contains(r.as_str())) {
             return Some(format!("`{root}`"));
         }
-        let hosts = line.split("://").skip(1).map(|rest| rest.split(['/', ' ', ')', '"', '`', '>']).next().unwrap_or(rest));
+        let hosts =
+            line.split("://").skip(1).map(|rest| rest.split(['/', ' ', ')', '"', '`', '>']).next().unwrap_or(rest));
         hosts.into_iter().find(|h| h.contains('.') && !addresses.contains(h)).map(|h| format!("`{h}`"))
     })
 }
@@ -80,10 +92,20 @@ pub fn blanks(files: &[File]) -> Vec<String> {
 }
 
 pub fn manifests(files: &[File]) -> Vec<String> {
-    let wanted = ["version.workspace = true", "edition.workspace = true", "rust-version.workspace = true", "[lints]\nworkspace = true"];
+    let wanted = [
+        "version.workspace = true",
+        "edition.workspace = true",
+        "rust-version.workspace = true",
+        "[lints]\nworkspace = true",
+    ];
     let members = files.iter().filter(|f| f.path.ends_with("/Cargo.toml"));
     members
-        .flat_map(|f| wanted.iter().filter(|w| !f.text.contains(*w)).map(|w| format!("{}: lacks `{}`", f.path, w.replace('\n', " "))))
+        .flat_map(|f| {
+            wanted
+                .iter()
+                .filter(|w| !f.text.contains(*w))
+                .map(|w| format!("{}: lacks `{}`", f.path, w.replace('\n', " ")))
+        })
         .collect()
 }
 
