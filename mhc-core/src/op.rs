@@ -35,6 +35,13 @@ pub trait Op: Clone + fmt::Debug + PartialEq + Send + Sync + Into<AnyOp> {
         None
     }
 
+    /// Outputs that the operator reads back as it stored them, rounded, to compute the others (`post_pre` projects the stored `x_next`).
+    /// The reference takes them through [`Inputs::stored`], so that the harness can hand it a device's own: rounding jumps, and two
+    /// right implementations may land on either side.
+    fn rereads(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// How a GPU runs it.
     fn plan(&self, d: &Dims, act: DType, caps: &GpuCaps) -> Result<Plan> {
         let _ = (d, act);
@@ -212,7 +219,7 @@ pub struct Inputs<'a, R> {
 }
 
 impl<'a, R> Inputs<'a, R> {
-    /// `tensors` holds one entry per slot of `desc`, empty where the slot is absent or written.
+    /// `tensors` holds one entry per slot of `desc`, empty where the slot is absent or written; those of [`Op::rereads`] may be given.
     pub fn new(desc: &'static OpDesc, tensors: &'a [Vec<R>]) -> Self {
         debug_assert_eq!(desc.slots.len(), tensors.len());
         Self { desc, tensors }
@@ -222,6 +229,12 @@ impl<'a, R> Inputs<'a, R> {
     pub fn get(&self, name: &str) -> &'a [R] {
         debug_assert!(self.desc.index(name).is_some(), "{} has no slot {name}", self.desc.name);
         self.desc.index(name).map_or(&[], |i| &self.tensors[i])
+    }
+
+    /// The output called `name` as it was stored, if it is given; else `computed`.
+    pub fn stored<'b>(&'b self, name: &str, computed: &'b [R]) -> &'b [R] {
+        let given = self.get(name);
+        if given.is_empty() { computed } else { given }
     }
 }
 

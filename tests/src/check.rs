@@ -1,7 +1,7 @@
 //! Everything that is checked of one problem on one device.
 
 use anyhow::{Result, anyhow, bail};
-use mhc_core::{Problem, Stream, Support};
+use mhc_core::{Problem, Slot, Stream, Support};
 
 use crate::{
     compare::{self, Output, Report},
@@ -50,9 +50,20 @@ impl Trial {
         Ok(reports)
     }
 
-    /// Judges outputs, one entry per slot, as row-major bytes.
+    /// Judges outputs, one entry per slot, as row-major bytes. What the operator reads back as stored, the references read back as
+    /// stored by the device.
     pub fn compare(&self, outputs: &[Vec<u8>]) -> Result<Vec<Report>> {
         let (p, tolerance) = (&self.problem, self.problem.op.tolerance());
+        let rereads = p.op.rereads();
+        let expected = if rereads.is_empty() {
+            &self.expected
+        } else {
+            let stored = |(slot, (input, output)): (&Slot, (&Vec<f64>, &Vec<u8>))| {
+                if rereads.contains(&slot.name) { slot.dtype(p.act).decode(output) } else { input.clone() }
+            };
+            let slots = p.op.desc().slots.iter();
+            &Expected::new(p, &slots.zip(self.operands.iter().zip(outputs)).map(stored).collect::<Operands>())?
+        };
         let mut reports = Vec::new();
         for (i, slot) in p.op.desc().slots.iter().enumerate() {
             if slot.is_input() || !p.op.has(slot.name) {
@@ -60,7 +71,7 @@ impl Trial {
             }
             let (dtype, shape) = (slot.dtype(p.act), slot.shape(&p.dims));
             let got = dtype.decode(&outputs[i]);
-            let (truth, plain) = (&self.expected.truth[i], &self.expected.plain[i]);
+            let (truth, plain) = (&expected.truth[i], &expected.plain[i]);
             let output = Output { slot: slot.name, shape: &shape, dtype, truth, plain, got: &got };
             reports.push(compare::output(&output, &tolerance).map_err(|why| anyhow!("{p}: {why}"))?);
         }

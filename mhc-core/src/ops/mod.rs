@@ -76,6 +76,10 @@ macro_rules! define_any_op {
             pub fn forward(&self) -> Option<AnyOp> {
                 match self { $(Self::$op(op) => op.forward()),* }
             }
+            /// [`Op::rereads`].
+            pub fn rereads(&self) -> &'static [&'static str] {
+                match self { $(Self::$op(op) => op.rereads()),* }
+            }
             /// [`Op::plan`].
             pub fn plan(&self, d: &Dims, act: DType, caps: &gpu::GpuCaps) -> Result<gpu::Plan> {
                 match self { $(Self::$op(op) => op.plan(d, act, caps)),* }
