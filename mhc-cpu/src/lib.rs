@@ -4,6 +4,7 @@
 //! parallel loops), `reduce` (sums over tokens), `ops` (one file per operator), `device`.
 
 mod call;
+mod coeffs;
 mod device;
 mod ops;
 mod reduce;

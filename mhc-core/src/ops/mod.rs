@@ -4,16 +4,24 @@
 use crate::{Case, Cost, DType, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, Result, Tolerance, gpu};
 
 pub mod aggregate;
+pub mod coefficients;
 pub mod collapse;
 pub mod expand;
+pub mod orthostochastic;
 pub mod post;
 pub mod rms_norm;
+pub mod sinkhorn;
+pub mod sinkhorn_log;
 
 pub use aggregate::{Aggregate, AggregateBwd};
+pub use coefficients::{Coefficients, CoefficientsBwd};
 pub use collapse::{Collapse, CollapseBwd};
 pub use expand::{Expand, ExpandBwd};
+pub use orthostochastic::{Orthostochastic, OrthostochasticBwd};
 pub use post::{Post, PostBwd};
 pub use rms_norm::{RmsNorm, RmsNormBwd};
+pub use sinkhorn::{Sinkhorn, SinkhornBwd};
+pub use sinkhorn_log::{SinkhornLog, SinkhornLogBwd};
 
 /// The device source of every operator that has one.
 pub const SOURCES: &[gpu::Source] = &[];
@@ -28,6 +36,10 @@ macro_rules! for_each_op {
             Expand, ExpandBwd,
             Post, PostBwd,
             RmsNorm, RmsNormBwd,
+            Sinkhorn, SinkhornBwd,
+            SinkhornLog, SinkhornLogBwd,
+            Orthostochastic, OrthostochasticBwd,
+            Coefficients, CoefficientsBwd,
         }
     };
 }

@@ -5,10 +5,14 @@ use mhc_core::{AnyOp, DType, Dims, Op, Problem, for_each_op};
 use crate::call::Call;
 
 mod aggregate;
+mod coefficients;
 mod collapse;
 mod expand;
+mod orthostochastic;
 mod post;
 mod rms_norm;
+mod sinkhorn;
+mod sinkhorn_log;
 
 /// The CPU kernel of an operator.
 pub(crate) trait CpuOp: Op {

@@ -1,0 +1,42 @@
+//! `orthostochastic` and `orthostochastic_bwd`: a matrix at a time.
+
+use mhc_core::ops::{Orthostochastic, OrthostochasticBwd, orthostochastic};
+
+use super::CpuOp;
+use crate::call::{Call, Rows};
+
+impl CpuOp for Orthostochastic {
+    unsafe fn launch(&self, c: &Call<'_>) {
+        let n = c.d.streams;
+        let (logits, h_res): (Rows<'_, f32>, Rows<'_, f32>) = (c.rows("logits"), c.rows("h_res"));
+        c.tokens(16, |tokens| {
+            for t in tokens {
+                // SAFETY: `t` and its n rows are in range, and each token is one block's alone.
+                unsafe {
+                    let l: Vec<f32> = (0..n).flat_map(|i| logits.at(t).row(i)).copied().collect();
+                    let h = orthostochastic::forward(&self.coeffs, n, &l);
+                    (0..n).for_each(|i| h_res.at(t).row_mut(i).copy_from_slice(&h[i * n..][..n]));
+                }
+            }
+        });
+    }
+}
+
+impl CpuOp for OrthostochasticBwd {
+    unsafe fn launch(&self, c: &Call<'_>) {
+        let n = c.d.streams;
+        let (logits, d_h, d_logits): (Rows<'_, f32>, Rows<'_, f32>, Rows<'_, f32>) =
+            (c.rows("logits"), c.rows("d_h_res"), c.rows("d_logits"));
+        c.tokens(16, |tokens| {
+            for t in tokens {
+                // SAFETY: `t` and its n rows are in range, and each token is one block's alone.
+                unsafe {
+                    let l: Vec<f32> = (0..n).flat_map(|i| logits.at(t).row(i)).copied().collect();
+                    let g: Vec<f32> = (0..n).flat_map(|i| d_h.at(t).row(i)).copied().collect();
+                    let d = orthostochastic::backward(&self.coeffs, n, &l, &g);
+                    (0..n).for_each(|i| d_logits.at(t).row_mut(i).copy_from_slice(&d[i * n..][..n]));
+                }
+            }
+        });
+    }
+}
