@@ -1,0 +1,158 @@
+// The only file that names a compiler or a vendor: types, thread indices, barriers, shuffles, conversions and vectors of memory.
+//
+// No header is needed by NVRTC, by clang for AMDGCN, or by hiprtc; the host emulator (MHC_EMU) supplies the same names in emu.hpp.
+//
+// A kernel `k` is a function `template <class E, u32 N> k(Args<E>)` of the streams' element type and their number, 0 where that is an
+// argument; a macro MHC_KERNEL_k(NAME, E, N) makes an entry of it. It takes one struct, whose fields are the arguments of the launch
+// in order, each aligned to its size.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#if defined(MHC_EMU)
+
+#include "emu.hpp"
+
+#elif defined(__AMDGCN__)
+
+#if defined(__GFX9__)
+#define MHC_WAVE 64
+#else
+#define MHC_WAVE 32
+#endif
+#define DEVICE static inline __attribute__((device, always_inline))
+#define DEVICE_MEMBER inline __attribute__((device, always_inline))
+#define SHARED static __attribute__((shared))
+#define DYNAMIC_SHARED(type, name) extern __attribute__((shared, aligned(16))) type name[]
+#define MHC_ENTRY(NAME, THREADS, ARGS, ...)                                                          \
+    extern "C" __attribute__((global, amdgpu_flat_work_group_size(1, THREADS))) void NAME(ARGS a) { \
+        __VA_ARGS__(a);                                                                              \
+    }
+
+DEVICE u32 thread_index() { return __builtin_amdgcn_workitem_id_x(); }
+DEVICE u32 threads() { return __builtin_amdgcn_workgroup_size_x(); }
+DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
+DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
+DEVICE u32 blocks_x() { return __builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x(); }
+DEVICE u32 blocks_y() { return __builtin_amdgcn_grid_size_y() / __builtin_amdgcn_workgroup_size_y(); }
+
+DEVICE void barrier() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+// Orders the shared memory of one wave. Its lanes run together, so that only the compiler has to be held.
+DEVICE void wave_barrier() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
+DEVICE float bits_to_float(u32 u) { return __builtin_bit_cast(float, u); }
+DEVICE u32 float_to_bits(float f) { return __builtin_bit_cast(u32, f); }
+DEVICE float shuffle_xor(float v, u32 mask) {
+    const u32 lane = thread_index() % MHC_WAVE;
+    return bits_to_float(__builtin_amdgcn_ds_bpermute((lane ^ mask) << 2, float_to_bits(v)));
+}
+DEVICE float shuffle(float v, u32 lane) {
+    return bits_to_float(__builtin_amdgcn_ds_bpermute(lane << 2, float_to_bits(v)));
+}
+DEVICE float square_root(float v) { return __builtin_sqrtf(v); }
+DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE float nearest_integer(float v) { return __builtin_rintf(v); }
+DEVICE u16 float_to_half(float f) { return __builtin_bit_cast(u16, (_Float16)f); }
+DEVICE float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h); }
+DEVICE u16 float_to_brain(float f) {
+    const u32 u = float_to_bits(f);
+    return f != f ? (u16)(u >> 16 | 0x40) : (u16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+#else
+
+#define MHC_WAVE 32
+#define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
+#define SHARED __shared__
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+#define MHC_ENTRY(NAME, THREADS, ARGS, ...)                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGS a) { __VA_ARGS__(a); }
+
+DEVICE u32 thread_index() { return threadIdx.x; }
+DEVICE u32 threads() { return blockDim.x; }
+DEVICE u32 block_x() { return blockIdx.x; }
+DEVICE u32 block_y() { return blockIdx.y; }
+DEVICE u32 blocks_x() { return gridDim.x; }
+DEVICE u32 blocks_y() { return gridDim.y; }
+DEVICE void barrier() { __syncthreads(); }
+DEVICE void wave_barrier() { __syncwarp(); }
+DEVICE float bits_to_float(u32 u) { return __uint_as_float(u); }
+DEVICE u32 float_to_bits(float f) { return __float_as_uint(f); }
+DEVICE float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEVICE float shuffle(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
+DEVICE float square_root(float v) { return __fsqrt_rn(v); }
+DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float nearest_integer(float v) { return rintf(v); }
+DEVICE u16 float_to_half(float f) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+DEVICE float half_to_float(u16 h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+DEVICE u16 float_to_brain(float f) {
+    u16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+#endif
+
+struct bf16 {
+    u16 bits;
+};
+struct f16 {
+    u16 bits;
+};
+typedef float f32;
+
+DEVICE float to_float(float v) { return v; }
+DEVICE float to_float(bf16 v) { return bits_to_float((u32)v.bits << 16); }
+DEVICE float to_float(f16 v) { return half_to_float(v.bits); }
+DEVICE void from_float(float v, float& out) { out = v; }
+DEVICE void from_float(float v, bf16& out) { out.bits = float_to_brain(v); }
+DEVICE void from_float(float v, f16& out) { out.bits = float_to_half(v); }
+
+DEVICE u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
+DEVICE float larger(float a, float b) { return a > b ? a : b; }
+DEVICE float smaller(float a, float b) { return a < b ? a : b; }
+
+// e^v within one unit in the last place: two-part reduction by ln 2, a polynomial of degree 6, and a scale in two steps, so that
+// results below the normal range are right too. The same bits on every target, which no vendor's exp promises.
+DEVICE float exponential(float v) {
+    const float x = smaller(larger(v, -104.0f), 89.0f);
+    const float k = nearest_integer(x * 1.44269504f);
+    const float r = fused(k, -1.42860677e-6f, fused(k, -0.693145752f, x));
+    float p = 1.37805939e-3f;
+    p = fused(p, r, 8.37312452e-3f);
+    p = fused(p, r, 4.16695364e-2f);
+    p = fused(p, r, 1.66664720e-1f);
+    p = fused(p, r, 4.99999851e-1f);
+    p = fused(p, r, 1.0f);
+    p = fused(p, r, 1.0f);
+    const int e = (int)k, half = e / 2;
+    const float scaled = p * bits_to_float((u32)(half + 127) << 23) * bits_to_float((u32)(e - half + 127) << 23);
+    return v != v ? v : scaled;
+}
+
+// 1 / (1 + e^-v), without overflow on either side.
+DEVICE float sigmoid(float v) {
+    const float e = exponential(v < 0.0f ? v : -v);
+    return (v < 0.0f ? e : 1.0f) / (1.0f + e);
+}
