@@ -4,7 +4,7 @@
 //
 // A kernel `k` is a function `template <class E, u32 N> k(Args<E>)` of the streams' element type and their number, 0 where that is an
 // argument; a macro MHC_KERNEL_k(NAME, E, N) makes an entry of it. It takes one struct, whose fields are the arguments of the launch
-// in order, each aligned to its size.
+// in order, 8 bytes each: what the host holds as an array of 64-bit cells.
 #pragma once
 
 typedef unsigned char u8;

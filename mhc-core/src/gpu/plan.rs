@@ -29,8 +29,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Launches that take every layout, and the bytes of scratch that they need.
-    pub fn new(launches: Vec<Launch>, workspace: usize) -> Self {
+    /// Launches that take every layout, and the bytes of scratch that they need. Launches without blocks are left out.
+    pub fn new(mut launches: Vec<Launch>, workspace: usize) -> Self {
+        launches.retain(|l| !l.grid.contains(&0));
         Self { launches, workspace, fallback: None }
     }
 }

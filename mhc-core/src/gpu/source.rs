@@ -4,13 +4,24 @@
 //! `MHC_KERNEL_K(NAME, E, N)` which expands to an `extern "C"` entry point `NAME` for streams of the element type `E` (`f32`,
 //! `bf16`, `f16`) and `N` streams; `N` is 0 where the entry takes any number of streams. What is compiled is the source followed by
 //! one such line per [`Entry`] ([`Source::translation_unit`]), so one image holds all entries of a source.
+//!
+//! An entry has one parameter: a struct whose fields are the launch's arguments in order, 8 bytes each.
 
 use core::fmt::Write;
 
 use crate::DType;
 
 /// The files that device sources may include, by the name they use.
-pub const HEADERS: &[(&str, &str)] = &[];
+pub const HEADERS: &[(&str, &str)] = &[
+    ("prelude.cuh", include_str!("../../device/prelude.cuh")),
+    ("vector.cuh", include_str!("../../device/vector.cuh")),
+    ("reduce.cuh", include_str!("../../device/reduce.cuh")),
+    ("operand.cuh", include_str!("../../device/operand.cuh")),
+    ("mix.cuh", include_str!("../../device/mix.cuh")),
+];
+
+/// The numbers of streams for which kernels are made at compile time; 0 stands for all others.
+pub const STREAMS: &[u32] = &[0, 1, 2, 4, 8, 16, 32];
 
 /// One device source.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +70,12 @@ impl Entry {
     pub fn name(&self, wave: u32) -> String {
         let separator = if self.arch.is_empty() { "" } else { "_" };
         format!("mhc_{}__{}_n{}_w{wave}{separator}{}", self.kernel, self.dtype, self.streams, self.arch)
+    }
+
+    /// The portable entry of a kernel that serves n streams: the one made for just n, or the one for any.
+    pub fn serving(kernel: &'static str, dtype: DType, n: usize) -> Self {
+        let exact = STREAMS.iter().find(|&&s| s as usize == n);
+        Self::new(kernel, dtype, exact.copied().unwrap_or(0))
     }
 
     /// Every kernel of `kernels` for every element type and each of `streams`.

@@ -24,7 +24,7 @@ pub use sinkhorn::{Sinkhorn, SinkhornBwd};
 pub use sinkhorn_log::{SinkhornLog, SinkhornLogBwd};
 
 /// The device source of every operator that has one.
-pub const SOURCES: &[gpu::Source] = &[];
+pub const SOURCES: &[gpu::Source] = &[post::SOURCE];
 
 /// Calls `$callback!` with every operator, as `Variant: Type`. The one list; everything that must know all operators goes through it.
 #[macro_export]

@@ -16,7 +16,7 @@ template <class E> struct PostFwd {
     Rows<const float> mixes;
     Streams<E> x_next;
     u64 tokens;
-    u32 n, channels, from_to;
+    alignas(8) u32 n, channels, from_to;
 };
 
 // H_res as [to][from], and H_post as one more column: (n + 1) weights for each output stream.
@@ -80,7 +80,7 @@ template <class E> struct PostBwd {
     Rows<E> d_y;
     Rows<float> d_mixes;
     u64 tokens;
-    u32 n, channels, from_to;
+    alignas(8) u32 n, channels, from_to;
 };
 
 // Up to 4 streams: everything in one run along the channels.

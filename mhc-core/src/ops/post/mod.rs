@@ -1,10 +1,18 @@
 //! `post`: mixes the streams and distributes a sub-layer's output over them (arXiv 2512.24880, eq. 3).
 
+mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
-use crate::{AnyOp, Axis::*, Case, Dims, Inputs, Level, Op, OpDesc, Orientation, Outputs, Real, Slot, stream_dims};
+use crate::{
+    AnyOp,
+    Axis::*,
+    Case, DType, Dims, Inputs, Level, Op, OpDesc, Orientation, Outputs, Real, Result, Slot,
+    gpu::{GpuCaps, Plan},
+    stream_dims,
+};
 
 /// `x'_i = Σ_j H_res[i,j]·x_j + H_post[i]·y`.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -27,6 +35,10 @@ impl Op for Post {
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         Outputs::one("x_next", forward(d, self.orientation, x.get("x"), x.get("y"), x.get("mixes")))
+    }
+
+    fn plan(&self, d: &Dims, act: DType, caps: &GpuCaps) -> Result<Plan> {
+        Ok(plan::forward(self, d, act, caps))
     }
 
     fn tag(&self) -> String {
@@ -77,6 +89,10 @@ impl Op for PostBwd {
 
     fn forward(&self) -> Option<AnyOp> {
         Some(Post { orientation: self.orientation }.into())
+    }
+
+    fn plan(&self, d: &Dims, act: DType, caps: &GpuCaps) -> Result<Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn tag(&self) -> String {
