@@ -2,6 +2,8 @@
 
 mod detect;
 
+pub mod functional;
+
 pub use detect::{BackendReport, DEVICE_VARIABLE, Report, backends, best, devices, open};
 pub use mhc_core::{
     AnyOp, Backend, DType, DevPtr, Device, DeviceId, DeviceInfo, Dims, Element, Eps, Error, Layout, MAX_STREAMS,
