@@ -146,6 +146,12 @@ impl<'a, E: Element> Rows<'a, E> {
         Rows { ptr: memory.as_mut_ptr(), strides: [row, 0, 0], row, memory: PhantomData }
     }
 
+    /// A row of one's own as an operand that is only read.
+    #[inline(always)]
+    pub fn one_of(row: &'a [E]) -> Self {
+        Rows { ptr: row.as_ptr().cast_mut(), strides: [0; 3], row: row.len(), memory: PhantomData }
+    }
+
     /// Elements of a row.
     #[inline(always)]
     pub fn len(&self) -> usize {

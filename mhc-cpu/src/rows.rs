@@ -7,6 +7,16 @@ use crate::{
     simd::{Lane, Simd},
 };
 
+/// How many of `rows` rows the next pass over the channels takes: four outputs over four inputs keep 16 sums in registers.
+#[inline(always)]
+fn group(rows: usize) -> usize {
+    match rows {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
 /// `out_i = Σ_j w[i·m + j]·a_j  (+ p_i·b)` for `outs` rows over `ins` rows: mixing, aggregation and their transposes.
 ///
 /// Output rows are taken four at a time, so that each input is loaded `outs / 4` times.
@@ -17,49 +27,108 @@ use crate::{
 #[inline(always)]
 pub(crate) unsafe fn mix<S: Simd, E: Lane, O: Lane>(
     s: S,
-    (outs, ins): (usize, usize),
+    shape: (usize, usize),
     w: &[f32],
     a: Rows<'_, E>,
     pb: Option<(&[f32], &[E])>,
+    out: Rows<'_, O>,
+) {
+    // SAFETY: the caller's promise is the callee's.
+    unsafe { mix_add(s, shape, w, a, pb, out) }
+}
+
+/// [`mix`] where `b` has an element type of its own.
+///
+/// # Safety
+/// As [`mix`].
+#[inline(always)]
+pub(crate) unsafe fn mix_add<S: Simd, E: Lane, B: Lane, O: Lane>(
+    s: S,
+    (outs, ins): (usize, usize),
+    w: &[f32],
+    a: Rows<'_, E>,
+    pb: Option<(&[f32], &[B])>,
     out: Rows<'_, O>,
 ) {
     debug_assert!(w.len() >= outs * ins);
     // SAFETY: the caller's promise; the groups cover `outs` rows.
     unsafe {
         if (outs, ins) == (4, 4) {
-            return mix_group::<S, E, O, 4, 4>(s, ins, w, a, pb, out, 0);
+            return mix_4x4(s, w, a, pb, out);
         }
         let mut i = 0;
-        while i + 4 <= outs {
-            mix_group::<S, E, O, 4, 0>(s, ins, w, a, pb, out, i);
-            i += 4;
-        }
         while i < outs {
-            mix_group::<S, E, O, 1, 0>(s, ins, w, a, pb, out, i);
-            i += 1;
+            let rows = group(outs - i);
+            match rows {
+                4 => mix_group::<S, E, B, O, 4>(s, ins, w, a, pb, out, i),
+                2 => mix_group::<S, E, B, O, 2>(s, ins, w, a, pb, out, i),
+                _ => mix_group::<S, E, B, O, 1>(s, ins, w, a, pb, out, i),
+            }
+            i += rows;
         }
     }
 }
 
-/// Rows `i..i + G` of [`mix`]; `M` is the number of inputs where it is known at compile time, else 0.
+/// [`mix_add`] for n = 4, the weights in registers.
 #[inline(always)]
-unsafe fn mix_group<S: Simd, E: Lane, O: Lane, const G: usize, const M: usize>(
+unsafe fn mix_4x4<S: Simd, E: Lane, B: Lane, O: Lane>(
+    s: S,
+    w: &[f32],
+    a: Rows<'_, E>,
+    pb: Option<(&[f32], &[B])>,
+    out: Rows<'_, O>,
+) {
+    let mut wv = [s.zero(); 16];
+    for (v, &w) in wv.iter_mut().zip(w) {
+        *v = s.splat(w);
+    }
+    let mut pv = [s.zero(); 4];
+    for (v, &p) in pv.iter_mut().zip(pb.map_or(&[][..], |(p, _)| p)) {
+        *v = s.splat(p);
+    }
+    vectors(
+        s,
+        out.len(),
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows; there are four of each by the caller's promise.
+        |c, n, full| unsafe {
+            let mut acc = [s.zero(); 4];
+            if let Some((_, b)) = pb {
+                let b = load(s, b.as_ptr().add(c), n, full);
+                for i in 0..4 {
+                    acc[i] = s.mul(pv[i], b);
+                }
+            }
+            for j in 0..4 {
+                let v = load(s, a.ptr(j, c), n, full);
+                for i in 0..4 {
+                    acc[i] = s.fma(wv[i * 4 + j], v, acc[i]);
+                }
+            }
+            for i in 0..4 {
+                store(s, out.ptr(i, c), acc[i], n, full);
+            }
+        },
+    );
+}
+
+/// Rows `i..i + G` of [`mix_add`].
+#[inline(always)]
+unsafe fn mix_group<S: Simd, E: Lane, B: Lane, O: Lane, const G: usize>(
     s: S,
     ins: usize,
     w: &[f32],
     a: Rows<'_, E>,
-    pb: Option<(&[f32], &[E])>,
+    pb: Option<(&[f32], &[B])>,
     out: Rows<'_, O>,
     i: usize,
 ) {
-    let ins = if M > 0 { M } else { ins };
-    let len = out.len();
-    let mut c = 0;
-    while c < len {
-        let n = (len - c).min(S::LANES);
-        let full = n == S::LANES;
-        // SAFETY: `c + n <= len`, rows and weights are in range by the caller's promise.
-        unsafe {
+    vectors(
+        s,
+        out.len(),
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows; rows and weights are in range by the caller's promise.
+        |c, n, full| unsafe {
             let mut acc = [s.zero(); G];
             if let Some((p, b)) = pb {
                 let b = load(s, b.as_ptr().add(c), n, full);
@@ -76,9 +145,8 @@ unsafe fn mix_group<S: Simd, E: Lane, O: Lane, const G: usize, const M: usize>(
             for g in 0..G {
                 store(s, out.ptr(i + g, c), acc[g], n, full);
             }
-        }
-        c += n;
-    }
+        },
+    );
 }
 
 /// `out[i·m + j] = ⟨a_i, b_j⟩` for `na` rows and `m` rows.
@@ -95,26 +163,23 @@ pub(crate) unsafe fn dots<S: Simd, A: Lane, B: Lane>(
 ) {
     let mut i = 0;
     while i < na {
-        let gi = (na - i).min(4);
+        let gi = group(na - i);
         let mut j = 0;
         while j < m {
-            let gj = (m - j).min(4);
+            let gj = group(m - j);
+            let at = (i, j);
             // SAFETY: the tile is in range.
             unsafe {
                 match (gi, gj) {
-                    (4, 4) => dot_tile::<S, A, B, 4, 4>(s, a, b, (i, j), m, out),
-                    (4, _) => (0..gj).for_each(
-                        #[inline(always)]
-                        |q| dot_tile::<S, A, B, 4, 1>(s, a, b, (i, j + q), m, out),
-                    ),
-                    (_, 4) => (0..gi).for_each(
-                        #[inline(always)]
-                        |r| dot_tile::<S, A, B, 1, 4>(s, a, b, (i + r, j), m, out),
-                    ),
-                    _ => (0..gi * gj).for_each(
-                        #[inline(always)]
-                        |t| dot_tile::<S, A, B, 1, 1>(s, a, b, (i + t / gj, j + t % gj), m, out),
-                    ),
+                    (4, 4) => dot_tile::<S, A, B, 4, 4>(s, a, b, at, m, out),
+                    (4, 2) => dot_tile::<S, A, B, 4, 2>(s, a, b, at, m, out),
+                    (4, _) => dot_tile::<S, A, B, 4, 1>(s, a, b, at, m, out),
+                    (2, 4) => dot_tile::<S, A, B, 2, 4>(s, a, b, at, m, out),
+                    (2, 2) => dot_tile::<S, A, B, 2, 2>(s, a, b, at, m, out),
+                    (2, _) => dot_tile::<S, A, B, 2, 1>(s, a, b, at, m, out),
+                    (_, 4) => dot_tile::<S, A, B, 1, 4>(s, a, b, at, m, out),
+                    (_, 2) => dot_tile::<S, A, B, 1, 2>(s, a, b, at, m, out),
+                    _ => dot_tile::<S, A, B, 1, 1>(s, a, b, at, m, out),
                 }
             }
             j += gj;
@@ -132,14 +197,13 @@ unsafe fn dot_tile<S: Simd, A: Lane, B: Lane, const I: usize, const J: usize>(
     m: usize,
     out: &mut [f32],
 ) {
-    let len = a.len();
     let mut acc = [[s.zero(); J]; I];
-    let mut c = 0;
-    while c < len {
-        let n = (len - c).min(S::LANES);
-        let full = n == S::LANES;
-        // SAFETY: `c + n <= len`, rows are in range by the caller's promise.
-        unsafe {
+    vectors(
+        s,
+        a.len(),
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows, which are in range by the caller's promise.
+        |c, n, full| unsafe {
             let mut bv = [s.zero(); J];
             for q in 0..J {
                 bv[q] = load(s, b.ptr(j + q, c), n, full);
@@ -150,12 +214,112 @@ unsafe fn dot_tile<S: Simd, A: Lane, B: Lane, const I: usize, const J: usize>(
                     acc[r][q] = s.fma(av, bv[q], acc[r][q]);
                 }
             }
-        }
-        c += n;
-    }
+        },
+    );
     for r in 0..I {
         for q in 0..J {
             out[(i + r) * m + j + q] = s.sum(acc[r][q]);
+        }
+    }
+}
+
+/// What the gradient of mixing and distributing reads and writes for one token.
+pub(crate) struct MixBwd<'a, E, Y, D> {
+    /// The streams, n rows.
+    pub x: Rows<'a, E>,
+    /// The sub-layer's output.
+    pub y: &'a [Y],
+    /// The upstream gradient, n rows.
+    pub g: Rows<'a, E>,
+    /// H_res transposed, `[from][to]`.
+    pub h_res_t: &'a [f32],
+    /// H_post.
+    pub h_post: &'a [f32],
+    /// Where `H_res^T g` goes, n rows, if it is wanted.
+    pub d_x: Option<Rows<'a, E>>,
+    /// Where `Σ_i H_post[i]·g_i` goes, one row.
+    pub d_y: Rows<'a, D>,
+}
+
+/// The gradient of `x'_i = Σ_j H_res[i,j]·x_j + H_post[i]·y`: writes the rows of `a`, `d_h_post[i] = ⟨g_i, y⟩` and, as `[to][from]`,
+/// `d_h_res[i,j] = ⟨g_i, x_j⟩`.
+///
+/// For n = 4 everything is done in one pass over the channels; else each part takes its own, over rows in cache.
+///
+/// # Safety
+/// The rows of `a` have the same length, and there are as many as it says; nothing else writes or reads those that are written.
+#[inline(always)]
+pub(crate) unsafe fn mix_bwd<S: Simd, E: Lane, Y: Lane, D: Lane>(
+    s: S,
+    n: usize,
+    a: &MixBwd<'_, E, Y, D>,
+    d_h_post: &mut [f32],
+    d_h_res: &mut [f32],
+) {
+    // SAFETY: the caller's promise is the callees'.
+    unsafe {
+        if n == 4 {
+            return match a.d_x {
+                Some(d_x) => mix_bwd_4::<S, E, Y, D, true>(s, a, d_x, d_h_post, d_h_res),
+                None => mix_bwd_4::<S, E, Y, D, false>(s, a, a.x, d_h_post, d_h_res),
+            };
+        }
+        mix(s, (1, n), a.h_post, a.g, None, a.d_y);
+        if let Some(d_x) = a.d_x {
+            mix(s, (n, n), a.h_res_t, a.g, None, d_x);
+        }
+        dots(s, (n, 1), a.g, Rows::one_of(a.y), d_h_post);
+        dots(s, (n, n), a.g, a.x, d_h_res);
+    }
+}
+
+/// [`mix_bwd`] for n = 4; `d_x` is written just if `WRITE`.
+#[inline(always)]
+unsafe fn mix_bwd_4<S: Simd, E: Lane, Y: Lane, D: Lane, const WRITE: bool>(
+    s: S,
+    a: &MixBwd<'_, E, Y, D>,
+    d_x: Rows<'_, E>,
+    d_h_post: &mut [f32],
+    d_h_res: &mut [f32],
+) {
+    let (w, p) = (a.h_res_t, a.h_post);
+    debug_assert!(w.len() >= 16 && p.len() >= 4);
+    let mut dots_x = [s.zero(); 16];
+    let mut dots_y = [s.zero(); 4];
+    vectors(
+        s,
+        a.y.len(),
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows; there are four of each, and 16 and 4 weights, by the caller's promise.
+        |c, n, full| unsafe {
+            let mut g = [s.zero(); 4];
+            let y = load(s, a.y.as_ptr().add(c), n, full);
+            let mut d_y = s.zero();
+            for i in 0..4 {
+                g[i] = load(s, a.g.ptr(i, c), n, full);
+                dots_y[i] = s.fma(g[i], y, dots_y[i]);
+                d_y = s.fma(s.splat(*p.get_unchecked(i)), g[i], d_y);
+            }
+            store(s, a.d_y.ptr(0, c), d_y, n, full);
+            for j in 0..4 {
+                let x = load(s, a.x.ptr(j, c), n, full);
+                for i in 0..4 {
+                    dots_x[i * 4 + j] = s.fma(g[i], x, dots_x[i * 4 + j]);
+                }
+                if WRITE {
+                    let mut v = s.zero();
+                    for i in 0..4 {
+                        v = s.fma(s.splat(*w.get_unchecked(j * 4 + i)), g[i], v);
+                    }
+                    store(s, d_x.ptr(j, c), v, n, full);
+                }
+            }
+        },
+    );
+    for i in 0..4 {
+        d_h_post[i] = s.sum(dots_y[i]);
+        for j in 0..4 {
+            d_h_res[i * 4 + j] = s.sum(dots_x[i * 4 + j]);
         }
     }
 }
@@ -176,16 +340,23 @@ pub(crate) fn vectors<S: Simd>(_: S, len: usize, mut f: impl FnMut(usize, usize,
 /// Σ v² of a row.
 #[inline(always)]
 pub(crate) fn sum_squares<S: Simd, E: Lane>(s: S, a: &[E]) -> f32 {
-    let mut acc = [s.zero(); 4];
+    // Four chains, so that an addition need not wait for the one before.
+    let (mut acc, mut c) = ([s.zero(); 4], 0);
+    while c + 4 * S::LANES <= a.len() {
+        for (k, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: four vectors from `c` on are inside the row.
+            let v = unsafe { E::load(s, a.as_ptr().add(c + k * S::LANES)) };
+            *acc = s.fma(v, v, *acc);
+        }
+        c += 4 * S::LANES;
+    }
     vectors(
         s,
-        a.len(),
+        a.len() - c,
         #[inline(always)]
-        |c, n, full| {
-            // SAFETY: `vectors` stays inside the row.
-            let v = unsafe { load(s, a.as_ptr().add(c), n, full) };
-            // Four chains, so that one addition need not wait for the one before; the moves cost nothing.
-            acc.rotate_left(1);
+        |k, n, full| {
+            // SAFETY: `vectors` stays inside the rest of the row.
+            let v = unsafe { load(s, a.as_ptr().add(c + k), n, full) };
             acc[0] = s.fma(v, v, acc[0]);
         },
     );
@@ -236,7 +407,7 @@ pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
     let len = x.len();
     debug_assert!([w.len(), g.len(), d_x.len(), d_w.len()].iter().all(|&l| l == len));
     let (w, x, g, d_x, d_w) = (w.as_ptr(), x.as_ptr(), g.as_ptr(), d_x.as_mut_ptr(), d_w.as_mut_ptr());
-    let mut acc = [s.zero(); 2];
+    let mut acc = s.zero();
     vectors(
         s,
         len,
@@ -244,11 +415,10 @@ pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
         // SAFETY: `vectors` stays inside the rows.
         |c, n, full| unsafe {
             let (x, g) = (load(s, x.add(c), n, full), load(s, g.add(c), n, full));
-            acc.rotate_left(1);
-            acc[0] = s.fma(s.mul(load(s, w.add(c), n, full), g), x, acc[0]);
+            acc = s.fma(s.mul(load(s, w.add(c), n, full), g), x, acc);
         },
     );
-    let along_x = s.sum(s.add(acc[0], acc[1]));
+    let along_x = s.sum(acc);
     let (r_v, pull) = (s.splat(r), s.splat(-r * r * r * along_x / len as f32));
     vectors(
         s,

@@ -88,20 +88,24 @@ impl<E: Lane> SimdFn for Backward<'_, E> {
         let (x, y, g) = (c.rows::<E>("x"), c.rows::<E>("y"), c.rows::<E>("d_x_next"));
         let (d_x, d_y) = (c.rows::<E>("d_x"), c.rows::<E>("d_y"));
         let (mixes, d_mixes) = (c.rows("mixes"), c.rows("d_mixes"));
-        let mut h = [0.0; MAX_NN];
+        let (mut h_res_t, mut d_h_res) = ([0.0; MAX_NN], [0.0; MAX_NN]);
         for t in self.tokens {
             // SAFETY: `t` is in range, its rows have the shapes of the description, and each token is one block's alone.
             unsafe {
-                let (m, d_m, g) = (mixes.row(t), d_mixes.row_mut(t), g.at(t));
-                rows::mix(s, (1, n), &m[n..2 * n], g, None, d_y.one(t));
-                if c.has("d_x") {
-                    oriented(self.orientation, n, &m[2 * n..], &mut h, true);
-                    rows::mix(s, (n, n), &h, g, None, d_x.at(t));
-                }
+                let (m, d_m) = (mixes.row(t), d_mixes.row_mut(t));
+                oriented(self.orientation, n, &m[2 * n..], &mut h_res_t, true);
+                let token = rows::MixBwd {
+                    x: x.at(t),
+                    y: y.row(t),
+                    g: g.at(t),
+                    h_res_t: &h_res_t,
+                    h_post: &m[n..2 * n],
+                    d_x: c.has("d_x").then(|| d_x.at(t)),
+                    d_y: d_y.one(t),
+                };
                 d_m[..n].fill(0.0);
-                rows::dots(s, (n, 1), g, y.one(t), &mut d_m[n..2 * n]);
-                rows::dots(s, (n, n), g, x.at(t), &mut h);
-                oriented(self.orientation, n, &h, &mut d_m[2 * n..], false);
+                rows::mix_bwd(s, n, &token, &mut d_m[n..2 * n], &mut d_h_res);
+                oriented(self.orientation, n, &d_h_res, &mut d_m[2 * n..], false);
             }
         }
     }
