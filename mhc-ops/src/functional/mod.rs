@@ -165,8 +165,10 @@ macro_rules! operator {
     };
 }
 
+mod coefficients;
 mod streams;
 
+pub use coefficients::*;
 pub use streams::*;
 
 #[cfg(test)]
