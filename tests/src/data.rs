@@ -78,11 +78,18 @@ pub fn operands_with(p: &Problem, seed: u64, change: impl Fn(&Slot, &mut [f64], 
         let mut rng = Rng::new(seed ^ fnv(slot.name));
         let mut values: Vec<f64> = (0..slot.len(&p.dims)).map(|_| rng.draw(slot.fill)).collect();
         change(slot, &mut values, &mut rng);
-        values.iter().map(|v| slot.dtype(p.act).round(*v)).collect::<Vec<f64>>()
+        values
     };
+    assemble(p, |slot| Ok(draw(slot)))
+}
+
+/// The operands of a problem from `given`, which knows inputs: a forward operator's, and upstream gradients. What a backward operator
+/// reads of its forward's results is computed from the forward's inputs. Everything is rounded to its slot's type.
+pub fn assemble(p: &Problem, given: impl Fn(&Slot) -> Result<Vec<f64>>) -> Result<Operands> {
+    let rounded = |slot: &Slot| Ok(given(slot)?.iter().map(|v| slot.dtype(p.act).round(*v)).collect());
     let forward = p.op.forward().map(|op| Problem { op, ..p.clone() });
     let known = match &forward {
-        Some(f) => complete(f, per_slot(f, |slot| if slot.is_input() { draw(slot) } else { Vec::new() }))?,
+        Some(f) => complete(f, per_slot(f, |slot| if slot.is_input() { rounded(slot) } else { Ok(Vec::new()) })?)?,
         None => Vec::new(),
     };
     let from_forward = |slot: &Slot| {
@@ -90,7 +97,10 @@ pub fn operands_with(p: &Problem, seed: u64, change: impl Fn(&Slot, &mut [f64], 
         let i = f.op.desc().index(slot.name).filter(|_| f.op.has(slot.name))?;
         Some(known[i].clone())
     };
-    Ok(per_slot(p, |slot| if slot.is_input() { from_forward(slot).unwrap_or_else(|| draw(slot)) } else { Vec::new() }))
+    per_slot(p, |slot| match slot.is_input() {
+        true => from_forward(slot).map_or_else(|| rounded(slot), Ok),
+        false => Ok(Vec::new()),
+    })
 }
 
 /// The operands with the reference's results beside them, rounded to their slots' types.
@@ -107,6 +117,6 @@ fn complete(p: &Problem, operands: Operands) -> Result<Operands> {
 }
 
 /// One entry per slot: `f` of those that are there, nothing for the others.
-pub fn per_slot<R>(p: &Problem, mut f: impl FnMut(&'static Slot) -> Vec<R>) -> Vec<Vec<R>> {
-    p.op.desc().slots.iter().map(|s| if p.op.has(s.name) { f(s) } else { Vec::new() }).collect()
+pub fn per_slot<R>(p: &Problem, mut f: impl FnMut(&'static Slot) -> Result<Vec<R>>) -> Result<Vec<Vec<R>>> {
+    p.op.desc().slots.iter().map(|s| if p.op.has(s.name) { f(s) } else { Ok(Vec::new()) }).collect()
 }
