@@ -4,8 +4,11 @@ use core::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use mhc_core::{
-    AnyOp, Axis, Dims, Eps, Numerics, Order, Orientation, SinkhornForm, Slot, Start,
-    ops::{Expand, ExpandBwd, Post, PostBwd, RmsNorm, RmsNormBwd},
+    AnyOp, Axis, Dims, Eps, Order, Orientation, SinkhornForm, Slot, Start,
+    ops::{
+        Expand, ExpandBwd, Orthostochastic, OrthostochasticBwd, Post, PostBwd, RmsNorm, RmsNormBwd, Sinkhorn,
+        SinkhornBwd, SinkhornLog, SinkhornLogBwd,
+    },
 };
 
 use super::file::{Attrs, Golden};
@@ -93,7 +96,7 @@ pub fn map(golden: &Golden) -> Result<Option<Mapping>> {
     let a = &golden.attrs;
     let mut parts: &'static [Part] = &[];
     let (forward, backward): (AnyOp, AnyOp) = match golden.op.as_str() {
-        "hyper_connection" => return Ok(None),
+        "hyper_connection" | "pre" | "head" | "static_layer" | "dynamic_layer" => return Ok(None),
         "expand" => (Expand.into(), ExpandBwd.into()),
         "post" => {
             parts = MIXES;
@@ -103,6 +106,19 @@ pub fn map(golden: &Golden) -> Result<Option<Mapping>> {
         "rms_norm" => {
             let eps = a.need("eps")?;
             (RmsNorm { eps, save: false }.into(), RmsNormBwd { eps }.into())
+        }
+        "sinkhorn" => {
+            let (form, orientation) = (form(a)?, orientation(a, Orientation::ToFrom)?);
+            (Sinkhorn { form, orientation }.into(), SinkhornBwd { form, orientation }.into())
+        }
+        "sinkhorn_log" => {
+            let (iters, tau) = (a.count("iters")?, a.need("tau")?);
+            (SinkhornLog { iters, tau }.into(), SinkhornLogBwd { iters, tau }.into())
+        }
+        "orthostochastic" => {
+            let coeffs = serde_json::from_value::<Vec<[f64; 3]>>(a.value("coeffs")?.clone());
+            let coeffs = coeffs.context("attribute `coeffs` must be a list of triples")?;
+            (Orthostochastic { coeffs: coeffs.clone() }.into(), OrthostochasticBwd { coeffs }.into())
         }
         other => bail!("unknown operator `{other}`"),
     };
@@ -154,4 +170,36 @@ fn orientation(a: &Attrs, unsaid: Orientation) -> Result<Orientation> {
         t if t.contains("[to][from]") || t.contains("to*n+from") => Ok(Orientation::ToFrom),
         other => bail!("cannot tell the orientation of the n·n block from `{other}`"),
     }
+}
+
+/// Sinkhorn's form: from `start`, `order` and `eps_mode`, or from the words of `sinkhorn`; a layer's one ε is also Sinkhorn's.
+fn form(a: &Attrs) -> Result<SinkhornForm> {
+    let words = a.text(&["sinkhorn"]);
+    let say = |name: &str| match a.text(&[name]) {
+        "" => words.to_owned(),
+        text => text.to_owned(),
+    };
+    let start = match say("start") {
+        t if t.contains("softmax") => Start::Softmax,
+        t if t.contains("exp_shifted") || t.contains("exp_max") => Start::ExpShifted,
+        t if t.contains("exp") => Start::Exp,
+        other => bail!("cannot tell Sinkhorn's start from `{other}`"),
+    };
+    let order = match say("order") {
+        t if t.contains("rows_then_columns") => Order::RowsFirst,
+        t if t.contains("columns_then_rows") || t.contains("softmax_eps") => Order::ColumnsFirst,
+        other => bail!("cannot tell Sinkhorn's order from `{other}`"),
+    };
+    let eps = || match a.number("sinkhorn_eps")? {
+        Some(eps) => Ok(eps),
+        None => a.need("eps"),
+    };
+    let eps = match say("eps_mode") {
+        t if t.contains("add") || t.contains("softmax_eps") => Eps::Added(eps()?),
+        t if t.contains("threshold") => Eps::Threshold(eps()?),
+        t if t.contains("clamp") => Eps::Clamp(eps()?),
+        t if t.contains("none") => Eps::None,
+        other => bail!("cannot tell Sinkhorn's ε from `{other}`"),
+    };
+    Ok(SinkhornForm { start, order, eps, iters: a.count("iters")? })
 }
