@@ -39,8 +39,12 @@ fn rms_norm() -> Tensors {
 }
 
 fn file(op: &str, attrs: &str, tensors: &Tensors) -> Result<Vec<u8>> {
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, _, v)| v.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), b)| Ok((*name, TensorView::new(Dtype::F64, shape.clone(), b)?)));
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, v)| v.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), b)| Ok((*name, TensorView::new(Dtype::F64, shape.clone(), b)?)));
     let metadata = HashMap::from([("op".to_string(), op.to_string()), ("attrs".to_string(), attrs.to_string())]);
     Ok(serialize(views.collect::<Result<Vec<_>>>()?, Some(metadata))?)
 }

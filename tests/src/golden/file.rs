@@ -80,7 +80,10 @@ impl Attrs {
     /// The count called `name`. An error if there is none.
     pub fn count(&self, name: &str) -> Result<u32> {
         let value = self.need(name)?;
-        ensure!(value.fract() == 0.0 && (0.0..4e9).contains(&value), "attribute `{name}` must be a count, but is {value}");
+        ensure!(
+            value.fract() == 0.0 && (0.0..4e9).contains(&value),
+            "attribute `{name}` must be a count, but is {value}"
+        );
         Ok(value as u32)
     }
 
