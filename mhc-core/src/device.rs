@@ -3,7 +3,10 @@
 use core::fmt;
 use std::sync::Arc;
 
-use crate::{DevPtr, DeviceId, Problem, RawView, Result, gpu::GpuCaps};
+use crate::{
+    DevPtr, DeviceId, Problem, RawView, Result,
+    gpu::{GpuCaps, GpuQueue},
+};
 
 /// A kind of device: `cpu`, `cuda`, `hip`.
 pub trait Backend: Sync {
@@ -145,6 +148,10 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// # Safety
     /// `src` is memory of this device with at least the bytes of `dst`.
     unsafe fn download(&self, dst: &mut [u8], src: DevPtr, s: RawStream) -> Result<()>;
+    /// Asynchronous copies, events and graphs, where the device has them.
+    fn queue(&self) -> Option<&dyn GpuQueue> {
+        None
+    }
 }
 
 /// An operator prepared for certain sizes on a device.

@@ -19,9 +19,14 @@ struct Inner {
     scratch: Mutex<Scratch>,
 }
 
+#[derive(Default)]
 struct Scratch {
     ptr: DevPtr,
     bytes: usize,
+    /// Whether a graph was captured, which uses the memory as it was then.
+    captured: bool,
+    /// Outgrown, but still used by graphs.
+    outgrown: Vec<(DevPtr, usize)>,
 }
 
 impl Drop for Inner {
@@ -30,7 +35,10 @@ impl Drop for Inner {
         // SAFETY: both came from this device in `Stream`, and this is the last clone.
         unsafe {
             if scratch.bytes > 0 {
-                self.device.free(scratch.ptr, scratch.bytes, self.raw);
+                scratch.outgrown.push((scratch.ptr, scratch.bytes));
+            }
+            for &(ptr, bytes) in &scratch.outgrown {
+                self.device.free(ptr, bytes, self.raw);
             }
             if self.owned {
                 self.device.destroy_stream(self.raw);
@@ -55,7 +63,7 @@ impl Stream {
     }
 
     fn from_parts(device: Arc<dyn Device>, raw: RawStream, owned: bool) -> Self {
-        Self(Arc::new(Inner { device, raw, owned, scratch: Mutex::new(Scratch { ptr: DevPtr::NULL, bytes: 0 }) }))
+        Self(Arc::new(Inner { device, raw, owned, scratch: Mutex::default() }))
     }
 
     /// The device.
@@ -109,17 +117,48 @@ impl Stream {
             return Ok(());
         }
         let ptr = self.0.device.alloc(bytes, self.0.raw)?;
-        if scratch.bytes > 0 {
+        let old = (core::mem::replace(&mut scratch.ptr, ptr), core::mem::replace(&mut scratch.bytes, bytes));
+        match old {
+            (_, 0) => {}
+            old if scratch.captured => scratch.outgrown.push(old),
             // SAFETY: allocated here before; frees follow the stream's order, so launches that use it are done first.
-            unsafe { self.0.device.free(scratch.ptr, scratch.bytes, self.0.raw) };
+            (ptr, bytes) => unsafe { self.0.device.free(ptr, bytes, self.0.raw) },
         }
-        *scratch = Scratch { ptr, bytes };
         Ok(())
+    }
+
+    /// From now on scratch memory that has been outgrown stays until the last clone is dropped, as a graph may use it.
+    pub(crate) fn keep_scratch(&self) {
+        self.scratch().captured = true;
     }
 }
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stream({}, {:#x})", self.id(), self.0.raw.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{GpuDevice, fake::Fake};
+
+    #[test]
+    fn scratch_grows_and_stays_where_a_graph_may_use_it() {
+        let fake = Fake::new();
+        let stream = Stream::new(Arc::new(GpuDevice::new(fake.clone()).unwrap())).unwrap();
+        let alive = || fake.state().alive.iter().filter(|(kind, _)| *kind == "memory").count();
+        let grow = |bytes| stream.reserve(&mut stream.scratch(), bytes).unwrap();
+        for bytes in [0, 10, 5, 10, 20] {
+            grow(bytes);
+        }
+        assert_eq!((fake.count("alloc"), alive()), (2, 1), "10 bytes were given back for 20");
+        stream.keep_scratch();
+        grow(30);
+        grow(40);
+        assert_eq!(alive(), 3, "a graph may use those of 20 and 30 bytes");
+        drop(stream);
+        assert!(fake.state().alive.is_empty());
     }
 }

@@ -5,7 +5,7 @@ use core::{fmt, marker::PhantomData};
 use crate::{DType, Element, Error, Result};
 
 /// An address in a device's memory; for the CPU, a host address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct DevPtr(pub u64);
 

@@ -1,9 +1,19 @@
-//! What the GPU backends share: capabilities, launch plans and device sources.
+//! What the GPU backends share: capabilities, launch plans, device sources, and the one device over a vendor's driver.
 
 mod args;
+mod device;
+mod driver;
+#[cfg(test)]
+pub(crate) mod fake;
 mod plan;
+mod queue;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use args::{Args, blocks, threads};
+pub use device::GpuDevice;
+pub use driver::{GpuDriver, GpuQueue, RawEvent, RawGraph};
 pub use plan::{Arg, Fallback, GpuCaps, Launch, Plan};
+pub use queue::{Event, Graph, Pinned};
 pub use source::{Entry, HEADERS, STREAMS, Source};

@@ -53,7 +53,7 @@ pub struct Launch {
     pub source: &'static str,
     /// Entry point.
     pub entry: Entry,
-    /// Blocks.
+    /// Blocks; nothing is launched where an axis has none.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
@@ -66,13 +66,13 @@ pub struct Launch {
     /// Whether the launch may begin while the one before it in the stream ends (programmatic dependent launch). The kernel must then
     /// wait by itself before it touches anything that others write. Ignored where the device has no such thing.
     pub overlap: bool,
-    /// Arguments, at most [`Launch::MAX_ARGS`].
+    /// Arguments, at most [`Launch::MAX_ARGS`]: the fields of the one struct that the entry takes, 8 bytes each.
     pub args: Vec<Arg>,
 }
 
 impl Launch {
     /// The most arguments that a launch may have.
-    pub const MAX_ARGS: usize = 64;
+    pub const MAX_ARGS: usize = 128;
 
     /// A plain launch along one axis, without dynamic shared memory.
     pub fn new(source: &'static str, entry: Entry, blocks: u32, threads: u32, args: Vec<Arg>) -> Self {

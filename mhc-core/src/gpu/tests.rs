@@ -1,0 +1,330 @@
+//! The shared device over a driver that is not there.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{
+    Arg, Entry, Event, Fallback, GpuCaps, GpuDevice, Graph, Launch, Pinned, Plan,
+    fake::{Fake, State},
+};
+use crate::{
+    AnyOp, DType, DevPtr, Device, DeviceId, Dims, Error, Kernel, Layout, Level, Problem, RawStream, RawView, Result,
+    Stream, Tensor,
+    ops::{Post, SOURCES},
+};
+
+fn device() -> (Fake, Arc<GpuDevice<Fake>>) {
+    let fake = Fake::new();
+    let device = GpuDevice::new(fake.clone()).unwrap();
+    (fake, Arc::new(device))
+}
+
+fn post(tokens: usize) -> Problem {
+    Problem::new(Post::default(), Dims::new(tokens, 4, 64), DType::Bf16)
+}
+
+/// Runs `post` on fresh tensors.
+fn run_post(stream: &Stream, p: &Problem) -> Result<()> {
+    let d = p.dims;
+    let mut x_next = Tensor::empty(stream, p.act, &[d.tokens, d.streams, d.channels])?;
+    let x = Tensor::empty(stream, p.act, &[d.tokens, d.streams, d.channels])?;
+    let y = Tensor::empty(stream, p.act, &[d.tokens, d.channels])?;
+    let mixes = Tensor::empty(stream, DType::F32, &[d.tokens, d.mix()])?;
+    stream.run(p, &[x.view(), y.view(), mixes.view()], &mut [x_next.view_mut()])
+}
+
+#[test]
+fn loads_each_source_once_whatever_the_sizes() {
+    let (fake, device) = device();
+    let stream = Stream::new(device).unwrap();
+    for tokens in [3, 3, 17, 0, 1] {
+        run_post(&stream, &post(tokens)).unwrap();
+    }
+    assert_eq!((fake.count("load"), fake.count("function"), fake.count("launch")), (1, 1, 4));
+}
+
+#[test]
+fn threads_share_what_is_loaded() {
+    let (fake, device) = device();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let stream = Stream::new(device.clone()).unwrap();
+            scope.spawn(move || (1..50).for_each(|tokens| run_post(&stream, &post(tokens)).unwrap()));
+        }
+    });
+    assert_eq!((fake.count("load"), fake.count("function"), fake.count("launch")), (1, 1, 4 * 49));
+}
+
+#[test]
+fn remembers_a_bounded_number_of_problems() {
+    let (fake, device) = device();
+    for tokens in 1..10_000 {
+        device.kernel(&post(tokens)).unwrap();
+    }
+    assert_eq!(fake.count("function"), 1);
+    let (a, b) = (device.kernel(&post(9_999)).unwrap(), device.kernel(&post(9_999)).unwrap());
+    assert!(Arc::ptr_eq(&a, &b), "the same problem is not planned again");
+}
+
+#[test]
+fn a_kernel_keeps_its_module() {
+    let (fake, device) = device();
+    let kernel = device.kernel(&post(5)).unwrap();
+    drop(device);
+    // SAFETY: the fake driver touches no operand.
+    unsafe { kernel.launch(RawStream(0), &[None; 4], DevPtr::NULL).unwrap() };
+    drop(kernel);
+    assert!(fake.state().alive.is_empty());
+}
+
+#[test]
+fn launching_makes_no_other_call() {
+    let (fake, device) = device();
+    let stream = Stream::new(device).unwrap();
+    let p = post(9);
+    let kernel = stream.prepare(&p).unwrap();
+    let before = fake.state().calls.len();
+    // SAFETY: the fake driver touches no operand.
+    unsafe { kernel.launch(stream.raw(), &[None; 4], DevPtr::NULL).unwrap() };
+    let calls = fake.state().calls[before..].to_vec();
+    assert_eq!(calls.len(), 1);
+    assert!(calls[0].starts_with("launch "), "{calls:?}");
+}
+
+/// Two launches that take everything an argument can be.
+fn handmade() -> Plan {
+    let entry = |kernel| Entry::new(kernel, DType::F32, 4);
+    let args = vec![
+        Arg::Slot(0),
+        Arg::Stride(0, 0),
+        Arg::Stride(0, 1),
+        Arg::Slot(1),
+        Arg::Stride(1, 0),
+        Arg::Workspace(512),
+        Arg::U32(7),
+        Arg::U64(1 << 40),
+        Arg::F32(1.5),
+    ];
+    let fast = Launch { overlap: true, ..Launch::new("post", entry("fast"), 3, 64, args.clone()) };
+    let empty = Launch::new("post", entry("empty"), 0, 64, args.clone());
+    let slow = Launch::new("post", entry("slow"), 3, 64, args);
+    Plan {
+        launches: vec![fast, empty],
+        workspace: 1024,
+        fallback: Some(Fallback { vectors: vec![0, 1], launches: vec![slow] }),
+    }
+}
+
+fn view(address: u64, shape: &[usize], strides: &[usize]) -> Option<RawView> {
+    let layout = Layout::strided(shape, strides).unwrap();
+    Some(RawView { ptr: DevPtr(address), layout, dtype: DType::Bf16, device: DeviceId { backend: "fake", ordinal: 0 } })
+}
+
+fn launch_handmade(slots: &[Option<RawView>]) -> (String, Vec<u64>) {
+    let (fake, device) = device();
+    let kernel = device.prepare(handmade()).unwrap();
+    assert_eq!(kernel.workspace(), 1024);
+    // SAFETY: the fake driver touches no operand.
+    unsafe { kernel.launch(RawStream(0), slots, DevPtr(4096)).unwrap() };
+    let state = fake.state();
+    let calls: Vec<_> = state.calls.iter().filter(|c| c.starts_with("launch ")).cloned().collect();
+    let State { cells, .. } = &*state;
+    assert_eq!((calls.len(), cells.len()), (1, 1), "the empty launch is left out");
+    (calls[0].clone(), cells[0].clone())
+}
+
+#[test]
+fn arguments_are_cells_in_order() {
+    let (_, cells) = launch_handmade(&[view(0x1000, &[5, 2, 8], &[64, 24, 1]), None]);
+    let f32_bits = u64::from(1.5f32.to_bits());
+    assert_eq!(cells, [0x1000, 64, 24, 0, 0, 4096 + 512, 7, 1 << 40, f32_bits]);
+}
+
+#[test]
+fn falls_back_where_rows_are_not_at_multiples_of_16_bytes() {
+    let aligned = view(0x1000, &[5, 2, 8], &[64, 24, 1]);
+    let kernel = |slots: &[Option<RawView>]| launch_handmade(slots).0.contains("\"fast\"");
+    assert!(kernel(&[aligned, aligned]));
+    assert!(kernel(&[aligned, None]), "absent operands do not count");
+    assert!(kernel(&[aligned, view(0x1000, &[1, 2, 8], &[3, 8, 1])]), "strides of single rows do not count");
+    assert!(!kernel(&[view(0x1002, &[5, 2, 8], &[64, 24, 1]), aligned]), "address");
+    assert!(!kernel(&[aligned, view(0x1000, &[5, 2, 8], &[64, 12, 1])]), "stride");
+}
+
+/// Everything a user can make the driver do.
+fn everything(device: Arc<dyn Device>) -> Result<()> {
+    let stream = Stream::new(device)?;
+    let p = post(6);
+    stream.prepare(&p)?;
+    let (start, end) = (Event::new(&stream)?, Event::new(&stream)?);
+    start.record(&stream)?;
+    run_post(&stream, &p)?;
+    end.record(&stream)?;
+    assert_eq!(end.elapsed_ms(&start)?, 512.0);
+    end.hold(&stream)?;
+    let mut t = Tensor::zeros(&stream, DType::F32, &[3])?;
+    t.write(&[0; 12])?;
+    t.read()?;
+    let mut pinned = Pinned::new(&stream, 12)?;
+    assert_eq!(*pinned, [0; 12]);
+    // SAFETY: the fake driver copies nothing.
+    unsafe {
+        pinned.upload(DevPtr(256), &stream)?;
+        pinned.download(DevPtr(256), &stream)?;
+    }
+    let kernel = stream.prepare(&p)?;
+    // SAFETY: the fake driver touches no operand.
+    let mut graph = Graph::capture(&stream, || unsafe { kernel.launch(stream.raw(), &[None; 4], DevPtr::NULL) })?;
+    // SAFETY: as above.
+    unsafe { graph.replay(&stream)? };
+    stream.sync()
+}
+
+#[test]
+fn every_failing_call_is_reported_and_nothing_leaks() {
+    let (fake, dev) = device();
+    everything(dev).unwrap();
+    let calls = fake.state().calls.clone();
+    assert!(fake.state().alive.is_empty(), "{:?}", fake.state().alive);
+    for (number, call) in calls.iter().enumerate() {
+        let (fake, dev) = device();
+        fake.state().fail = Some(number);
+        let error = everything(dev).unwrap_err();
+        let Error::Driver { call: failed, code: 999, .. } = error else { panic!("{call}: {error}") };
+        assert_eq!(Some(failed), call.split(' ').next());
+        assert!(fake.state().alive.is_empty(), "after {call} failed: {:?}", fake.state().alive);
+    }
+    let kinds: HashSet<_> = calls.iter().filter_map(|c| c.split(' ').next()).collect();
+    assert_eq!(kinds.len(), 16, "a call of the driver is not covered: {kinds:?}");
+}
+
+#[test]
+fn a_failed_load_is_tried_again() {
+    let (fake, device) = device();
+    fake.state().fail = Some(0);
+    assert!(device.kernel(&post(2)).is_err());
+    device.kernel(&post(2)).unwrap();
+    assert_eq!(fake.count("load"), 2);
+}
+
+#[test]
+fn a_capture_ends_when_its_closure_fails_or_panics() {
+    let (fake, device) = device();
+    let stream = Stream::new(device).unwrap();
+    let wrong = Error::Checkpoint("stop".into());
+    assert!(matches!(Graph::capture(&stream, || Err(wrong)), Err(Error::Checkpoint(_))));
+    let panicked = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| Graph::capture(&stream, || panic!("stop"))));
+    assert!(panicked.is_err());
+    drop(stream);
+    assert!(fake.state().alive.is_empty(), "{:?}", fake.state().alive);
+}
+
+#[test]
+fn graphs_and_events_stay_on_their_device() {
+    let (_, device) = device();
+    let stream = Stream::new(device).unwrap();
+    let event = Event::new(&stream).unwrap();
+    let cpu = Stream::new(Arc::new(Cpu::new())).unwrap();
+    assert!(matches!(event.record(&cpu), Err(Error::WrongDevice { .. })));
+    assert!(matches!(Event::new(&cpu), Err(Error::Unsupported { .. })));
+    assert!(matches!(Pinned::new(&cpu, 1), Err(Error::Unsupported { .. })));
+    assert!(matches!(Graph::capture(&cpu, || Ok(())), Err(Error::Unsupported { .. })));
+}
+
+/// A device without a queue.
+#[derive(Debug)]
+struct Cpu(crate::DeviceInfo);
+
+impl Cpu {
+    fn new() -> Self {
+        let info = crate::DeviceInfo {
+            id: DeviceId::CPU,
+            name: String::new(),
+            arch: String::new(),
+            memory: None,
+            caps: None,
+            notes: vec![],
+        };
+        Self(info)
+    }
+}
+
+impl Device for Cpu {
+    fn info(&self) -> &crate::DeviceInfo {
+        &self.0
+    }
+    fn support(&self, _: &Problem) -> crate::Support {
+        crate::Support::Yes
+    }
+    fn kernel(&self, _: &Problem) -> Result<Arc<dyn Kernel>> {
+        Err(Error::Checkpoint("none".into()))
+    }
+    fn create_stream(&self) -> Result<RawStream> {
+        Ok(RawStream(0))
+    }
+    unsafe fn destroy_stream(&self, _: RawStream) {}
+    fn sync(&self, _: RawStream) -> Result<()> {
+        Ok(())
+    }
+    fn alloc(&self, bytes: usize, _: RawStream) -> Result<DevPtr> {
+        Err(Error::OutOfMemory { device: "cpu".into(), bytes })
+    }
+    unsafe fn free(&self, _: DevPtr, _: usize, _: RawStream) {}
+    unsafe fn upload(&self, _: DevPtr, _: &[u8], _: RawStream) -> Result<()> {
+        Ok(())
+    }
+    unsafe fn download(&self, _: &mut [u8], _: DevPtr, _: RawStream) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What every vendor's devices look like to a plan, one per wave size and size of shared memory.
+fn all_caps() -> Vec<GpuCaps> {
+    let caps = |arch: &str, wave, units, shared_per_block| GpuCaps {
+        arch: arch.into(),
+        wave,
+        units,
+        shared_per_block,
+        max_threads: 1024,
+    };
+    vec![
+        caps("sm_80", 32, 108, 166_912),
+        caps("sm_86", 32, 84, 101_376),
+        caps("sm_90", 32, 132, 232_448),
+        caps("sm_120", 32, 170, 101_376),
+        caps("gfx942", 64, 304, 65_536),
+        caps("gfx1100", 32, 96, 65_536),
+    ]
+}
+
+#[test]
+fn every_plan_launches_what_is_compiled_within_the_limits() {
+    let entries: HashSet<_> = SOURCES.iter().flat_map(|s| (s.entries)().into_iter().map(|e| (s.name, e))).collect();
+    let mut planned = 0;
+    for case in AnyOp::all_cases(Level::Soak) {
+        for (act, caps) in DType::ALL.into_iter().flat_map(|act| all_caps().into_iter().map(move |c| (act, c))) {
+            let slots = case.op.desc().slots.len();
+            let plan = match case.op.plan(&case.dims, act, &caps) {
+                Err(Error::Unsupported { .. }) => continue,
+                plan => plan.unwrap(),
+            };
+            planned += 1;
+            let fallback = plan.fallback.iter().flat_map(|f| &f.launches);
+            for l in plan.launches.iter().chain(fallback).filter(|l| !l.grid.contains(&0)) {
+                let what = format!("{} {:?} {act} {}: {l:?}", case.op.desc().name, case.dims, caps.arch);
+                assert!(l.entry.arch != "" || entries.contains(&(l.source, l.entry)), "not compiled: {what}");
+                assert!(l.grid[0] <= i32::MAX as u32 && l.grid[1] <= 65535 && l.grid[2] <= 65535, "{what}");
+                let threads = l.block.iter().product::<u32>();
+                assert!((1..=caps.max_threads).contains(&threads) && threads.is_multiple_of(caps.wave), "{what}");
+                assert!(l.shared <= caps.shared_per_block && l.args.len() <= Launch::MAX_ARGS, "{what}");
+                for arg in &l.args {
+                    match *arg {
+                        Arg::Slot(slot) | Arg::Stride(slot, _) => assert!(slot < slots, "{what}"),
+                        Arg::Workspace(offset) => assert!(offset < plan.workspace, "{what}"),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    assert!(planned > 0);
+}
