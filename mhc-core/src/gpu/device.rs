@@ -10,9 +10,7 @@ use std::{
 };
 
 use super::{Arg, Entry, GpuCaps, GpuDriver, GpuQueue, Launch, Plan};
-use crate::{
-    DType, DevPtr, Device, DeviceInfo, Dims, Error, Kernel, Problem, RawStream, RawView, Result, Support,
-};
+use crate::{DType, DevPtr, Device, DeviceInfo, Dims, Error, Kernel, Problem, RawStream, RawView, Result, Support};
 
 /// The most problems whose kernels are remembered. A kernel is cheap to make again (its functions stay loaded), so that forgetting all
 /// of them now and then is cheaper than keeping books.

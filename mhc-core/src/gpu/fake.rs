@@ -31,16 +31,16 @@ pub struct Fake {
 
 impl Fake {
     pub fn new() -> Self {
-        let caps = GpuCaps {
-            arch: "sm_90".into(),
-            wave: 32,
-            units: 132,
-            shared_per_block: 232_448,
-            max_threads: 1024,
-        };
+        let caps = GpuCaps { arch: "sm_90".into(), wave: 32, units: 132, shared_per_block: 232_448, max_threads: 1024 };
         let id = DeviceId { backend: "fake", ordinal: 0 };
-        let info =
-            DeviceInfo { id, name: "fake".into(), arch: caps.arch.clone(), memory: None, caps: Some(caps), notes: vec![] };
+        let info = DeviceInfo {
+            id,
+            name: "fake".into(),
+            arch: caps.arch.clone(),
+            memory: None,
+            caps: Some(caps),
+            notes: vec![],
+        };
         Self { info, state: Arc::default() }
     }
 

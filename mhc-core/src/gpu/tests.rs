@@ -212,7 +212,8 @@ fn a_capture_ends_when_its_closure_fails_or_panics() {
     let stream = Stream::new(device).unwrap();
     let wrong = Error::Checkpoint("stop".into());
     assert!(matches!(Graph::capture(&stream, || Err(wrong)), Err(Error::Checkpoint(_))));
-    let panicked = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| Graph::capture(&stream, || panic!("stop"))));
+    let panicked =
+        std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| Graph::capture(&stream, || panic!("stop"))));
     assert!(panicked.is_err());
     drop(stream);
     assert!(fake.state().alive.is_empty(), "{:?}", fake.state().alive);
