@@ -51,8 +51,7 @@ pub trait Op: Clone + fmt::Debug + PartialEq + Send + Sync + Into<AnyOp> {
 
     /// Bytes that must move and operations that must be done: every operand once.
     fn cost(&self, d: &Dims, act: DType) -> Cost {
-        let slots = Self::DESC.slots.iter().filter(|s| self.has(s.name));
-        Cost { bytes: slots.map(|s| (s.len(d) * s.dtype(act).size()) as u64).sum(), flops: 0 }
+        every_operand_once(self, d, act)
     }
 
     /// How far a device may be from the truth.
@@ -67,6 +66,12 @@ pub trait Op: Clone + fmt::Debug + PartialEq + Send + Sync + Into<AnyOp> {
 
     /// Problems that conformance runs on every device, in every element type.
     fn cases(level: Level) -> Vec<Case>;
+}
+
+/// The bytes of every operand, once, and no operations.
+pub(crate) fn every_operand_once<O: Op>(op: &O, d: &Dims, act: DType) -> Cost {
+    let slots = O::DESC.slots.iter().filter(|s| op.has(s.name));
+    Cost { bytes: slots.map(|s| (s.len(d) * s.dtype(act).size()) as u64).sum(), flops: 0 }
 }
 
 /// The work of one call.

@@ -50,6 +50,12 @@ impl Call<'_> {
         Rows { ptr: v.ptr.0 as *mut E, strides: s, row: shape.last().copied().unwrap_or(1), memory: PhantomData }
     }
 
+    /// The operand of one axis called `name`, if it is there.
+    pub fn weight(&self, name: &str) -> Option<&[f32]> {
+        // SAFETY: an operand of one axis is one row; inputs are not written during a launch.
+        self.has(name).then(|| unsafe { self.rows::<f32>(name).row(0) })
+    }
+
     /// Part `index` of the scratch memory, `len` elements each, all parts behind each other from `offset` bytes on.
     ///
     /// # Safety

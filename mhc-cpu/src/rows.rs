@@ -435,6 +435,21 @@ pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
     );
 }
 
+/// Copies `len` elements to `to` as f32, padded with zeros to whole vectors.
+///
+/// # Safety
+/// `from` is readable for `len` elements, `to` is writable for as many, rounded up to whole vectors.
+#[inline(always)]
+pub(crate) unsafe fn widen<S: Simd, E: Lane>(s: S, from: *const E, len: usize, to: *mut f32) {
+    vectors(
+        s,
+        len,
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the row.
+        |c, n, full| unsafe { s.store_f32(to.add(c), load(s, from.add(c), n, full)) },
+    );
+}
+
 /// A vector of `n` elements; `full` says that `n == LANES`, so that the compiler sees it.
 ///
 /// # Safety

@@ -7,8 +7,10 @@ pub mod aggregate;
 pub mod coefficients;
 pub mod collapse;
 pub mod expand;
+pub mod head;
 pub mod orthostochastic;
 pub mod post;
+pub mod project;
 pub mod rms_norm;
 pub mod sinkhorn;
 pub mod sinkhorn_log;
@@ -17,8 +19,10 @@ pub use aggregate::{Aggregate, AggregateBwd};
 pub use coefficients::{Coefficients, CoefficientsBwd};
 pub use collapse::{Collapse, CollapseBwd};
 pub use expand::{Expand, ExpandBwd};
+pub use head::{Head, HeadBwd};
 pub use orthostochastic::{Orthostochastic, OrthostochasticBwd};
 pub use post::{Post, PostBwd};
+pub use project::{Project, ProjectBwd};
 pub use rms_norm::{RmsNorm, RmsNormBwd};
 pub use sinkhorn::{Sinkhorn, SinkhornBwd};
 pub use sinkhorn_log::{SinkhornLog, SinkhornLogBwd};
@@ -40,6 +44,8 @@ macro_rules! for_each_op {
             SinkhornLog, SinkhornLogBwd,
             Orthostochastic, OrthostochasticBwd,
             Coefficients, CoefficientsBwd,
+            Project, ProjectBwd,
+            Head, HeadBwd,
         }
     };
 }

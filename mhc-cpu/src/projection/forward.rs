@@ -1,0 +1,240 @@
+//! More than [`TOKENS`] tokens: packed phi, register tiles.
+
+use core::ops::Range;
+
+use super::{BLOCK, Buffer, MAX_COLUMNS, Projection, ROWS, Shape, Step, TOKENS, squares};
+use crate::{
+    call::{Call, Rows},
+    rows,
+    simd::{Lane, Simd, SimdFn, prefetch},
+};
+
+/// Columns whose sums are kept at once; a multiple of every tile width.
+const PANEL: usize = 96;
+
+const MAX_LANES: usize = 16;
+
+impl<E: Lane> Projection<'_, E> {
+    /// See [`Projection::run`].
+    ///
+    /// # Safety
+    /// As there.
+    pub(super) unsafe fn packed(&self, c: &Call<'_>, step: &impl Step) {
+        let Projection { phi, weight, shape, .. } = *self;
+        let panel = Panel(c.scratch.cast::<f32>());
+        // SAFETY: each block of K is one task's alone, and the scratch has the packed panel's size.
+        c.blocks(c.simd(Blocks(shape)), |b| c.simd(Pack { shape, phi, weight, b, panel }));
+        c.tokens(TOKENS, |tokens| {
+            let (mut z, mut rho) = (Buffer::<{ TOKENS * MAX_COLUMNS }>::new(), [0.0; TOKENS]);
+            let z = z.zeros(tokens.len() * shape.columns);
+            let rho = &mut rho[..tokens.len()];
+            step.before(tokens.clone());
+            c.simd(Tokens { p: self, panel, tokens: tokens.clone(), z, rho });
+            step.after(tokens, z, rho);
+        });
+    }
+}
+
+/// The packed phi.
+#[derive(Clone, Copy)]
+struct Panel(*mut f32);
+
+// SAFETY: `packed` gives every task of the packing its own part, and only reads afterwards.
+unsafe impl Send for Panel {}
+// SAFETY: as `Send`.
+unsafe impl Sync for Panel {}
+
+/// How many blocks K has on this instruction set.
+struct Blocks(Shape);
+
+impl SimdFn for Blocks {
+    type Output = usize;
+    #[inline(always)]
+    fn call<S: Simd>(self, _: S) -> usize {
+        self.0.blocks(S::LANES)
+    }
+}
+
+/// Packs block `b` of K: `[group][vector][column][lane]`, columns beyond the last as zeros.
+struct Pack<'a> {
+    shape: Shape,
+    phi: Rows<'a, f32>,
+    weight: Option<&'a [f32]>,
+    b: usize,
+    panel: Panel,
+}
+
+impl SimdFn for Pack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let Pack { shape, phi, weight, b, panel } = self;
+        let (block, width) = (shape.block(S::LANES, b), shape.width(S::LANES));
+        let columns = shape.columns.next_multiple_of(width);
+        let k = block.stream * shape.channels + block.channel;
+        for j in 0..columns {
+            let (group, q) = (j / width, j % width);
+            for v in 0..block.vectors {
+                let left = block.len - v * S::LANES;
+                let (n, full) = (left.min(S::LANES), left >= S::LANES);
+                let at = block.before * columns + (group * block.vectors + v) * width + q;
+                // SAFETY: the vector begins within the block of row j, and the panel holds `columns` vectors for each of K's.
+                unsafe {
+                    let mut value = s.zero();
+                    if j < shape.columns {
+                        value = rows::load(s, phi.ptr(j, k + v * S::LANES), n, full);
+                        if let Some(w) = weight {
+                            value = s.mul(value, rows::load(s, w.as_ptr().add(k + v * S::LANES), n, full));
+                        }
+                    }
+                    s.store_f32(panel.0.add(at * S::LANES), value);
+                }
+            }
+        }
+    }
+}
+
+/// Projects a block of tokens.
+struct Tokens<'a, E> {
+    p: &'a Projection<'a, E>,
+    panel: Panel,
+    tokens: Range<usize>,
+    z: &'a mut [f32],
+    rho: &'a mut [f32],
+}
+
+impl<E: Lane> SimdFn for Tokens<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        match self.p.shape.width(S::LANES) {
+            6 => self.width::<S, 6>(s),
+            4 => self.width::<S, 4>(s),
+            _ => self.width::<S, 3>(s),
+        }
+    }
+}
+
+impl<E: Lane> Tokens<'_, E> {
+    #[inline(always)]
+    fn width<S: Simd, const Q: usize>(self, s: S) {
+        let Tokens { p, panel, tokens, z, rho } = self;
+        let (shape, columns) = (p.shape, p.shape.columns);
+        let (mut sums, mut square_sums) = (Buffer::<{ TOKENS * PANEL * MAX_LANES }>::new(), [0.0; TOKENS * MAX_LANES]);
+        for first in (0..columns).step_by(PANEL) {
+            let here = (columns - first).min(PANEL);
+            let groups = first / Q..(first + here).div_ceil(Q);
+            let sums = sums.zeros(TOKENS * groups.len() * Q * S::LANES);
+            square_sums.fill(0.0);
+            for b in 0..shape.blocks(S::LANES) {
+                // SAFETY: block and groups are in range; `sums` has room for the groups of every row.
+                unsafe { block::<S, E, Q>(s, p, panel, tokens.clone(), b, groups.clone(), sums, &mut square_sums) };
+            }
+            for t in 0..tokens.len() {
+                // SAFETY: each row has its sums of squares, and of every column.
+                unsafe {
+                    rho[t] =
+                        rows::inv_rms(s.sum(s.load_f32(square_sums[t * S::LANES..].as_ptr())), shape.row(), p.rms_eps);
+                    for j in 0..here {
+                        let sum = &sums[(t * groups.len() * Q + j) * S::LANES..][..S::LANES];
+                        z[t * columns + first + j] = rho[t] * s.sum(s.load_f32(sum.as_ptr()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds block `b` of K to the sums of a block of tokens.
+///
+/// # Safety
+/// `tokens`, `b` and `groups` are in range; `sums` is `[TOKENS][groups][Q][LANES]`.
+#[inline(always)]
+unsafe fn block<S: Simd, E: Lane, const Q: usize>(
+    s: S,
+    p: &Projection<'_, E>,
+    panel: Panel,
+    tokens: Range<usize>,
+    b: usize,
+    groups: Range<usize>,
+    sums: &mut [f32],
+    square_sums: &mut [f32],
+) {
+    let (shape, columns) = (p.shape, p.shape.columns.next_multiple_of(Q));
+    let block = shape.block(S::LANES, b);
+    let next = shape.block(S::LANES, (b + 1) % shape.blocks(S::LANES));
+    let plain = E::DTYPE == mhc_core::DType::F32 && block.len.is_multiple_of(S::LANES);
+    let mut staged = core::mem::MaybeUninit::<[f32; ROWS * BLOCK * MAX_LANES]>::uninit();
+    let staged = staged.as_mut_ptr().cast::<f32>();
+    for t in (0..tokens.len()).step_by(ROWS) {
+        let (mut x, mut ahead, mut f32_rows) =
+            ([core::ptr::null(); ROWS], [core::ptr::null(); ROWS], [core::ptr::null(); ROWS]);
+        let mut square_rows = [core::ptr::null_mut(); ROWS];
+        for r in 0..ROWS {
+            // Rows beyond the last are computed from the last, and not used.
+            let row = tokens.start + (t + r).min(tokens.len() - 1);
+            // SAFETY: token, stream and channel are in range; `staged` has BLOCK vectors a row.
+            unsafe {
+                x[r] = p.x.at(row).ptr(block.stream, block.channel).cast_const();
+                ahead[r] = p.x.at(row).ptr(next.stream, next.channel).cast_const().cast::<u8>();
+                f32_rows[r] = if plain { x[r].cast::<f32>() } else { staged.add(r * BLOCK * S::LANES).cast_const() };
+            }
+            square_rows[r] = square_sums[(t + r) * S::LANES..].as_mut_ptr();
+        }
+        // SAFETY: pointers as above; the panel's slice of this block and group has `block.vectors` times Q vectors.
+        unsafe {
+            squares(s, x, block, square_rows, (!plain).then_some(staged));
+            for g in groups.clone() {
+                let slice = (block.before * columns + g * block.vectors * Q) * S::LANES;
+                let acc = tile::<S, Q>(
+                    s,
+                    f32_rows,
+                    panel.0.add(slice),
+                    block.vectors,
+                    ahead[g % ROWS],
+                    S::LANES * size_of::<E>(),
+                );
+                for r in 0..ROWS {
+                    let row = ((t + r) * groups.len() + g - groups.start) * Q;
+                    for q in 0..Q {
+                        let sum = sums.as_mut_ptr().add((row + q) * S::LANES);
+                        s.store_f32(sum, s.add(s.load_f32(sum), acc[r][q]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The register tile: `acc[r][q] = Σ_v x_r[v]·phi[v][q]`, while it asks for `step` bytes a vector from `ahead` on.
+///
+/// # Safety
+/// Every row of `x` is readable for `vectors` vectors, `phi` for Q times as many.
+#[inline(always)]
+unsafe fn tile<S: Simd, const Q: usize>(
+    s: S,
+    x: [*const f32; ROWS],
+    phi: *const f32,
+    vectors: usize,
+    ahead: *const u8,
+    step: usize,
+) -> [[S::V; Q]; ROWS] {
+    let mut acc = [[s.zero(); Q]; ROWS];
+    for v in 0..vectors {
+        prefetch(ahead.wrapping_add(v * step));
+        // SAFETY: `v < vectors`.
+        unsafe {
+            let mut xv = [s.zero(); ROWS];
+            for r in 0..ROWS {
+                xv[r] = s.load_f32(x[r].add(v * S::LANES));
+            }
+            for q in 0..Q {
+                let w = s.load_f32(phi.add((v * Q + q) * S::LANES));
+                for r in 0..ROWS {
+                    acc[r][q] = s.fma(xv[r], w, acc[r][q]);
+                }
+            }
+        }
+    }
+    acc
+}
