@@ -120,3 +120,22 @@ fn complete(p: &Problem, operands: Operands) -> Result<Operands> {
 pub fn per_slot<R>(p: &Problem, mut f: impl FnMut(&'static Slot) -> Result<Vec<R>>) -> Result<Vec<Vec<R>>> {
     p.op.desc().slots.iter().map(|s| if p.op.has(s.name) { f(s) } else { Ok(Vec::new()) }).collect()
 }
+
+/// Whether a slot holds logits: numbers that only ever enter exponentials.
+pub fn is_logit(slot: &Slot) -> bool {
+    slot.is_input() && matches!(slot.name, "logits" | "bias" | "h_pre" | "h_post" | "h_res")
+}
+
+/// Makes logits extreme: `sigma` times as large as they were drawn, or, if that is infinite, one in four ±80; 0 leaves them alone.
+pub fn sharpen(slot: &Slot, values: &mut [f64], rng: &mut Rng, sigma: f64) {
+    if !is_logit(slot) || sigma == 0.0 {
+        return;
+    }
+    for v in values {
+        if sigma.is_finite() {
+            *v *= sigma;
+        } else if rng.below(4) == 0 {
+            *v = if rng.below(2) == 0 { 80.0 } else { -80.0 };
+        }
+    }
+}

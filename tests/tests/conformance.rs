@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail};
 use libtest_mimic::{Arguments, Failed};
-use mhc_core::{AnyOp, DType, Level, Problem, Stream};
-use mhc_tests::{check::Trial, devices};
+use mhc_core::{Level, Stream};
+use mhc_tests::{cases, check::Trial, devices};
 
 fn main() -> Result<()> {
     let trials = trials(mhc_tests::level()?)?;
@@ -20,7 +20,7 @@ fn trials(level: Level) -> Result<Vec<libtest_mimic::Trial>> {
     let subjects = devices::chosen(devices::cpus()?)?;
     let op = std::env::var("MHC_TEST_OP").unwrap_or_default();
     let mut trials = Vec::new();
-    for problem in problems(level, &op) {
+    for problem in cases::problems(level, &op)? {
         // References are run once for all devices, by the first that needs them, and dropped with the last.
         let shared = Arc::new(OnceLock::<Result<Trial, String>>::new());
         for subject in &subjects {
@@ -38,22 +38,4 @@ fn trials(level: Level) -> Result<Vec<libtest_mimic::Trial>> {
         bail!("no case to run for MHC_TEST_OP={op}, MHC_TEST_BACKEND={backend}");
     }
     Ok(trials)
-}
-
-/// The cases of all operators, or of one and its backward, in every element type; in one where the operator has no streams.
-fn problems(level: Level, op: &str) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = Vec::new();
-    for case in AnyOp::all_cases(level) {
-        let name = case.op.desc().name;
-        if !op.is_empty() && name != op && name.strip_suffix("_bwd") != Some(op) {
-            continue;
-        }
-        for act in DType::ALL {
-            let problem = Problem { op: case.op.clone(), dims: case.dims, act };
-            if (act == DType::F32 || problem.has_streams()) && !problems.contains(&problem) {
-                problems.push(problem);
-            }
-        }
-    }
-    problems
 }
