@@ -6,11 +6,13 @@
 mod call;
 mod coeffs;
 mod device;
+mod lanes;
 mod ops;
 mod projection;
 mod reduce;
 mod rows;
 mod simd;
+mod sinkhorn;
 
 pub use device::{Cpu, CpuDevice};
 pub use simd::Level;

@@ -1,0 +1,87 @@
+//! A token per lane: rows of a group of tokens to vectors of one element each, and back.
+
+use crate::simd::Simd;
+
+/// Lanes of the widest vector; lengths of scratch are for these.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Reads element (i, j) of every token, at `rows(lane, i) + j`, into vector `i·si + j·sj`. Lanes from `count` on become 0.
+///
+/// # Safety
+/// For `lane < count` and `i` below the first of `shape`, `rows(lane, i)` is readable for the second of `shape`; `to` holds the vectors.
+#[inline(always)]
+pub(crate) unsafe fn gather<S: Simd>(
+    s: S,
+    count: usize,
+    shape: (usize, usize),
+    (si, sj): (usize, usize),
+    rows: impl Fn(usize, usize) -> *const f32,
+    to: *mut f32,
+) {
+    let _ = s;
+    for lane in 0..S::LANES {
+        for i in 0..shape.0 {
+            // SAFETY: the caller's promise; `lane < LANES`.
+            unsafe {
+                let to = to.add(i * si * S::LANES + lane);
+                if lane < count {
+                    let row = rows(lane, i);
+                    for j in 0..shape.1 {
+                        *to.add(j * sj * S::LANES) = *row.add(j);
+                    }
+                } else {
+                    for j in 0..shape.1 {
+                        *to.add(j * sj * S::LANES) = 0.0;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The inverse of [`gather`].
+///
+/// # Safety
+/// As [`gather`], with `rows(lane, i)` writable by no one else.
+#[inline(always)]
+pub(crate) unsafe fn scatter<S: Simd>(
+    s: S,
+    count: usize,
+    shape: (usize, usize),
+    (si, sj): (usize, usize),
+    from: *const f32,
+    rows: impl Fn(usize, usize) -> *mut f32,
+) {
+    let _ = s;
+    for lane in 0..count {
+        for i in 0..shape.0 {
+            // SAFETY: the caller's promise; `lane < LANES`.
+            unsafe {
+                let (from, row) = (from.add(i * si * S::LANES + lane), rows(lane, i));
+                for j in 0..shape.1 {
+                    *row.add(j) = *from.add(j * sj * S::LANES);
+                }
+            }
+        }
+    }
+}
+
+/// Vector `i` of a group.
+///
+/// # Safety
+/// `p` holds it.
+#[inline(always)]
+pub(crate) unsafe fn load<S: Simd>(s: S, p: *const f32, i: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { s.load_f32(p.add(i * S::LANES)) }
+}
+
+/// The inverse of [`load`].
+///
+/// # Safety
+/// `p` has room for it.
+#[inline(always)]
+pub(crate) unsafe fn store<S: Simd>(s: S, p: *mut f32, i: usize, v: S::V) {
+    // SAFETY: the caller's promise.
+    unsafe { s.store_f32(p.add(i * S::LANES), v) }
+}
