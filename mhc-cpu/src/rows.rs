@@ -224,21 +224,21 @@ unsafe fn dot_tile<S: Simd, A: Lane, B: Lane, const I: usize, const J: usize>(
 }
 
 /// What the gradient of mixing and distributing reads and writes for one token.
-pub(crate) struct MixBwd<'a, E, Y, D> {
+pub(crate) struct MixBwd<'a, X, Y, G, DX, DY> {
     /// The streams, n rows.
-    pub x: Rows<'a, E>,
+    pub x: Rows<'a, X>,
     /// The sub-layer's output.
     pub y: &'a [Y],
     /// The upstream gradient, n rows.
-    pub g: Rows<'a, E>,
+    pub g: Rows<'a, G>,
     /// H_res transposed, `[from][to]`.
     pub h_res_t: &'a [f32],
     /// H_post.
     pub h_post: &'a [f32],
     /// Where `H_res^T g` goes, n rows, if it is wanted.
-    pub d_x: Option<Rows<'a, E>>,
+    pub d_x: Option<Rows<'a, DX>>,
     /// Where `Σ_i H_post[i]·g_i` goes, one row.
-    pub d_y: Rows<'a, D>,
+    pub d_y: Rows<'a, DY>,
 }
 
 /// The gradient of `x'_i = Σ_j H_res[i,j]·x_j + H_post[i]·y`: writes the rows of `a`, `d_h_post[i] = ⟨g_i, y⟩` and, as `[to][from]`,
@@ -249,20 +249,17 @@ pub(crate) struct MixBwd<'a, E, Y, D> {
 /// # Safety
 /// The rows of `a` have the same length, and there are as many as it says; nothing else writes or reads those that are written.
 #[inline(always)]
-pub(crate) unsafe fn mix_bwd<S: Simd, E: Lane, Y: Lane, D: Lane>(
+pub(crate) unsafe fn mix_bwd<S: Simd, X: Lane, Y: Lane, G: Lane, DX: Lane, DY: Lane>(
     s: S,
     n: usize,
-    a: &MixBwd<'_, E, Y, D>,
+    a: &MixBwd<'_, X, Y, G, DX, DY>,
     d_h_post: &mut [f32],
     d_h_res: &mut [f32],
 ) {
     // SAFETY: the caller's promise is the callees'.
     unsafe {
         if n == 4 {
-            return match a.d_x {
-                Some(d_x) => mix_bwd_4::<S, E, Y, D, true>(s, a, d_x, d_h_post, d_h_res),
-                None => mix_bwd_4::<S, E, Y, D, false>(s, a, a.x, d_h_post, d_h_res),
-            };
+            return mix_bwd_4(s, a, d_h_post, d_h_res);
         }
         mix(s, (1, n), a.h_post, a.g, None, a.d_y);
         if let Some(d_x) = a.d_x {
@@ -273,12 +270,11 @@ pub(crate) unsafe fn mix_bwd<S: Simd, E: Lane, Y: Lane, D: Lane>(
     }
 }
 
-/// [`mix_bwd`] for n = 4; `d_x` is written just if `WRITE`.
+/// [`mix_bwd`] for n = 4.
 #[inline(always)]
-unsafe fn mix_bwd_4<S: Simd, E: Lane, Y: Lane, D: Lane, const WRITE: bool>(
+unsafe fn mix_bwd_4<S: Simd, X: Lane, Y: Lane, G: Lane, DX: Lane, DY: Lane>(
     s: S,
-    a: &MixBwd<'_, E, Y, D>,
-    d_x: Rows<'_, E>,
+    a: &MixBwd<'_, X, Y, G, DX, DY>,
     d_h_post: &mut [f32],
     d_h_res: &mut [f32],
 ) {
@@ -306,7 +302,7 @@ unsafe fn mix_bwd_4<S: Simd, E: Lane, Y: Lane, D: Lane, const WRITE: bool>(
                 for i in 0..4 {
                     dots_x[i * 4 + j] = s.fma(g[i], x, dots_x[i * 4 + j]);
                 }
-                if WRITE {
+                if let Some(d_x) = a.d_x {
                     let mut v = s.zero();
                     for i in 0..4 {
                         v = s.fma(s.splat(*w.get_unchecked(j * 4 + i)), g[i], v);
@@ -321,6 +317,38 @@ unsafe fn mix_bwd_4<S: Simd, E: Lane, Y: Lane, D: Lane, const WRITE: bool>(
         for j in 0..4 {
             d_h_res[i * 4 + j] = s.sum(dots_x[i * 4 + j]);
         }
+    }
+}
+
+/// `out_i = a_i + p_i·b  (+ plus_i)` for `rows` rows.
+///
+/// # Safety
+/// `a`, `out` and `plus`, if given, have `rows` rows of the length of `b`, `p` has `rows` weights; nothing else writes or reads `out`
+/// meanwhile, but `out` may be `a`.
+#[inline(always)]
+pub(crate) unsafe fn add_outer<S: Simd, B: Lane, P: Lane, O: Lane>(
+    s: S,
+    rows: usize,
+    a: Rows<'_, f32>,
+    (p, b): (&[f32], &[B]),
+    plus: Option<Rows<'_, P>>,
+    out: Rows<'_, O>,
+) {
+    for i in 0..rows {
+        let p = s.splat(p[i]);
+        vectors(
+            s,
+            b.len(),
+            #[inline(always)]
+            // SAFETY: `vectors` stays inside the rows, of which there are enough by the caller's promise.
+            |c, n, full| unsafe {
+                let mut v = s.fma(p, load(s, b.as_ptr().add(c), n, full), load(s, a.ptr(i, c), n, full));
+                if let Some(plus) = plus {
+                    v = s.add(v, load(s, plus.ptr(i, c), n, full));
+                }
+                store(s, out.ptr(i, c), v, n, full);
+            },
+        );
     }
 }
 
@@ -386,6 +414,43 @@ pub(crate) unsafe fn scale<S: Simd, E: Lane, O: Lane>(s: S, r: f32, w: &[f32], x
             let v = s.mul(rv, load(s, x.as_ptr().add(c), n, full));
             store(s, y.add(c), s.mul(v, load(s, w.as_ptr().add(c), n, full)), n, full);
         },
+    );
+}
+
+/// `y = w ⊙ r·y`.
+///
+/// # Safety
+/// Both rows have the same length.
+#[inline(always)]
+pub(crate) unsafe fn scale_in_place<S: Simd>(s: S, r: f32, w: &[f32], y: &mut [f32]) {
+    debug_assert_eq!(w.len(), y.len());
+    let (rv, len, y) = (s.splat(r), y.len(), y.as_mut_ptr());
+    vectors(
+        s,
+        len,
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows.
+        |c, n, full| unsafe {
+            let v = s.mul(rv, load(s, y.add(c), n, full));
+            store(s, y.add(c), s.mul(v, load(s, w.as_ptr().add(c), n, full)), n, full);
+        },
+    );
+}
+
+/// A row in f32.
+///
+/// # Safety
+/// Both rows have the same length.
+#[inline(always)]
+pub(crate) unsafe fn widen<S: Simd, E: Lane>(s: S, x: &[E], y: &mut [f32]) {
+    debug_assert_eq!(x.len(), y.len());
+    let (len, y) = (y.len(), y.as_mut_ptr());
+    vectors(
+        s,
+        len,
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows.
+        |c, n, full| unsafe { store(s, y.add(c), load(s, x.as_ptr().add(c), n, full), n, full) },
     );
 }
 

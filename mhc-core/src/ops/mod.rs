@@ -11,9 +11,11 @@ pub mod head;
 pub mod orthostochastic;
 pub mod post;
 pub mod project;
+pub mod recompute;
 pub mod rms_norm;
 pub mod sinkhorn;
 pub mod sinkhorn_log;
+pub mod static_layer;
 
 pub use aggregate::{Aggregate, AggregateBwd};
 pub use coefficients::{Coefficients, CoefficientsBwd};
@@ -23,9 +25,11 @@ pub use head::{Head, HeadBwd};
 pub use orthostochastic::{Orthostochastic, OrthostochasticBwd};
 pub use post::{Post, PostBwd};
 pub use project::{Project, ProjectBwd};
+pub use recompute::{Recompute, RecomputeBwd};
 pub use rms_norm::{RmsNorm, RmsNormBwd};
 pub use sinkhorn::{Sinkhorn, SinkhornBwd};
 pub use sinkhorn_log::{SinkhornLog, SinkhornLogBwd};
+pub use static_layer::{StaticLayer, StaticLayerBwd};
 
 /// The device source of every operator that has one.
 pub const SOURCES: &[gpu::Source] = &[post::SOURCE];
@@ -39,9 +43,11 @@ macro_rules! for_each_op {
             Collapse, CollapseBwd,
             Expand, ExpandBwd,
             Post, PostBwd,
+            Recompute, RecomputeBwd,
             RmsNorm, RmsNormBwd,
             Sinkhorn, SinkhornBwd,
             SinkhornLog, SinkhornLogBwd,
+            StaticLayer, StaticLayerBwd,
             Orthostochastic, OrthostochasticBwd,
             Coefficients, CoefficientsBwd,
             Project, ProjectBwd,

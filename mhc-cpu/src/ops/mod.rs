@@ -12,9 +12,11 @@ mod head;
 mod orthostochastic;
 mod post;
 mod project;
+mod recompute;
 mod rms_norm;
 mod sinkhorn;
 mod sinkhorn_log;
+mod static_layer;
 
 /// The CPU kernel of an operator.
 pub(crate) trait CpuOp: Op {
