@@ -1,5 +1,7 @@
 //! The typed functions: sizes from shapes, outputs, and what is said about wrong operands.
 
+#![allow(clippy::unwrap_used)]
+
 use mhc_ops::{
     DType, Element, Error, Orientation, Stream, Tensor, bf16,
     functional::{self as f, PostBwdIn, PostIn, PostOut, SinkhornBwdIn, SinkhornIn, SinkhornOut},
