@@ -166,9 +166,11 @@ macro_rules! operator {
 }
 
 mod coefficients;
+mod projection;
 mod streams;
 
 pub use coefficients::*;
+pub use projection::*;
 pub use streams::*;
 
 #[cfg(test)]
