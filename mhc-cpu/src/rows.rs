@@ -437,12 +437,12 @@ pub(crate) unsafe fn scale_in_place<S: Simd>(s: S, r: f32, w: &[f32], y: &mut [f
     );
 }
 
-/// A row in f32.
+/// `y = x`, in another element type.
 ///
 /// # Safety
 /// Both rows have the same length.
 #[inline(always)]
-pub(crate) unsafe fn widen<S: Simd, E: Lane>(s: S, x: &[E], y: &mut [f32]) {
+pub(crate) unsafe fn convert<S: Simd, E: Lane, O: Lane>(s: S, x: &[E], y: &mut [O]) {
     debug_assert_eq!(x.len(), y.len());
     let (len, y) = (y.len(), y.as_mut_ptr());
     vectors(

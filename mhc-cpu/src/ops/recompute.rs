@@ -115,7 +115,7 @@ impl<E: Lane> SimdFn for Backward<'_, E> {
             // alone, as is what the block carries; `g` and `next` are apart.
             unsafe {
                 for i in 0..n {
-                    rows::widen(s, d_residuals.at(last).at(t).row(i), g.row_mut(i));
+                    rows::convert(s, d_residuals.at(last).at(t).row(i), g.row_mut(i));
                 }
                 for l in (0..=last).rev() {
                     let (m, d_m) = (mixes.at(l).row(t), d_mixes.at(l).row_mut(t));
