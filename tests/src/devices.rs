@@ -42,6 +42,12 @@ pub fn cpus() -> Result<Vec<Subject>> {
     Ok(subjects)
 }
 
+/// Every device that was found and can be opened, as users get it.
+pub fn found() -> Result<Vec<Subject>> {
+    let open = |info: &mhc_core::DeviceInfo| Ok(Subject::new(mhc_ops::open(&info.id.to_string())?));
+    mhc_ops::devices().iter().map(open).collect()
+}
+
 /// The subjects of the backend that `MHC_TEST_BACKEND` names, all of them if it is unset or `all`. An error if there is none.
 pub fn chosen(subjects: Vec<Subject>) -> Result<Vec<Subject>> {
     let asked = std::env::var("MHC_TEST_BACKEND").unwrap_or_default();

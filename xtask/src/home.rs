@@ -1,6 +1,9 @@
 //! Where the tool stands: in a checkout, where cargo builds what it runs, or in a bundle, where that was built beforehand.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use xshell::Shell;
@@ -43,6 +46,19 @@ impl Home {
             Self::Checkout(root) => Ok(root),
             Self::Bundle(_) => bail!("`{task}` needs the sources: run it in a checkout"),
         }
+    }
+
+    /// An empty folder for a task's intermediate files.
+    pub fn scratch(&self, task: &str) -> Result<PathBuf> {
+        let folder = match self {
+            Self::Checkout(root) => root.join("target/xtask").join(task),
+            Self::Bundle(root) => root.join("results").join(task),
+        };
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        }
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        Ok(folder)
     }
 
     /// A shell in the root.

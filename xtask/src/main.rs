@@ -3,9 +3,12 @@
 // A command-line tool talks to its user.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod ci;
 mod devices;
 mod home;
+mod machine;
+mod programs;
 mod report;
 mod test;
 mod tidy;
@@ -25,6 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     Test(test::Args),
+    Bench(bench::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
 }
@@ -32,6 +36,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
     };

@@ -1,0 +1,58 @@
+//! The programs that tasks run: built by cargo in a checkout, carried along in a bundle.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use xshell::{Cmd, cmd};
+
+use crate::home::Home;
+
+/// The bench program.
+pub fn bench(home: &Home) -> Result<PathBuf> {
+    match home {
+        Home::Bundle(root) => bundled(root, "ops"),
+        Home::Checkout(_) => {
+            let shell = home.shell()?;
+            one(built(cmd!(shell, "cargo bench --package mhc-tests --bench ops --no-run"))?, "ops")
+        }
+    }
+}
+
+/// The test programs of package mhc-tests.
+pub fn tests(home: &Home) -> Result<Vec<PathBuf>> {
+    let shell = home.shell()?;
+    let built = built(cmd!(shell, "cargo test --release --package mhc-tests --no-run"))?;
+    Ok(built.into_iter().map(|(_, path)| path).collect())
+}
+
+/// A program that the bundle carries.
+pub fn bundled(root: &Path, name: &str) -> Result<PathBuf> {
+    let path = root.join("bin").join(name);
+    if path.is_file() { Ok(path) } else { bail!("the bundle lacks bin/{name}") }
+}
+
+fn one(built: Vec<(String, PathBuf)>, name: &str) -> Result<PathBuf> {
+    let found = built.into_iter().find(|(n, _)| n == name);
+    found.map(|(_, path)| path).with_context(|| format!("cargo built no program `{name}`"))
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// Builds, and gives the programs with their names. Cargo's own words go to the user.
+fn built(command: Cmd<'_>) -> Result<Vec<(String, PathBuf)>> {
+    let out = command.arg("--message-format=json-render-diagnostics").quiet().read()?;
+    let messages = out.lines().filter_map(|l| serde_json::from_str::<Message>(l).ok());
+    let programs = messages.filter(|m| m.reason == "compiler-artifact");
+    Ok(programs.filter_map(|m| Some((m.target?.name, m.executable?))).collect())
+}
