@@ -48,12 +48,22 @@ impl Home {
         }
     }
 
+    /// A file of the data that comes with the repository.
+    pub fn data(&self, name: &str) -> PathBuf {
+        self.root().join("tests/data").join(name)
+    }
+
+    /// Where a task puts what it makes for people.
+    pub fn output(&self, task: &str) -> PathBuf {
+        match self {
+            Self::Checkout(root) => root.join("target").join(task),
+            Self::Bundle(root) => root.join("results").join(task),
+        }
+    }
+
     /// An empty folder for a task's intermediate files.
     pub fn scratch(&self, task: &str) -> Result<PathBuf> {
-        let folder = match self {
-            Self::Checkout(root) => root.join("target/xtask").join(task),
-            Self::Bundle(root) => root.join("results").join(task),
-        };
+        let folder = self.output("xtask").join(task);
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
         }

@@ -5,6 +5,7 @@
 
 mod bench;
 mod ci;
+mod demo;
 mod devices;
 mod home;
 mod machine;
@@ -29,6 +30,7 @@ struct Cli {
 enum Task {
     Test(test::Args),
     Bench(bench::Args),
+    Demo(demo::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
 }
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
     };
