@@ -1,8 +1,10 @@
 //! Which devices a task is to use, and what is said when they are not there.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use mhc_ops::{Probe, backends};
+use mhc_ops::{Device, Probe, backends};
 
 /// Backends by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,5 +41,11 @@ impl Which {
             Some(p) => bail!("--backend {} was asked for, but is not usable here\n  {p}", self.name()),
             None => bail!("--backend {} was asked for, but there is no such backend", self.name()),
         }
+    }
+
+    /// The devices of the wanted backends.
+    pub fn devices(self) -> Result<Vec<Arc<dyn Device>>> {
+        let infos = self.probe()?.into_iter().filter_map(|p| p.found.ok()).flatten();
+        infos.map(|info| Ok(mhc_ops::open(&info.id.to_string())?)).collect()
     }
 }

@@ -5,8 +5,9 @@
 
 mod bench;
 mod ci;
-mod demo;
 mod devices;
+mod doctor;
+mod golden;
 mod home;
 mod machine;
 mod programs;
@@ -30,7 +31,8 @@ struct Cli {
 enum Task {
     Test(test::Args),
     Bench(bench::Args),
-    Demo(demo::Args),
+    Golden(golden::Args),
+    Doctor(doctor::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
 }
@@ -39,7 +41,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
-        Task::Demo(args) => demo::run(&args),
+        Task::Golden(args) => golden::run(&args),
+        Task::Doctor(args) => doctor::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
     };

@@ -3,7 +3,11 @@
 mod file;
 mod map;
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use mhc_core::{AnyOp, DType, Device, Problem, Stream};
@@ -40,14 +44,19 @@ pub enum Verdict {
     NotSupported(String),
 }
 
-/// Runs every `.safetensors` file of a folder through the reference and every device. An error if there is none.
-pub fn run_dir(dir: &Path, devices: &[Arc<dyn Device>]) -> Result<Vec<Row>> {
+/// The `.safetensors` files of a folder, by name. An error if there is none.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let paths = entries.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
     let mut paths: Vec<_> = paths.into_iter().filter(|p| p.extension().is_some_and(|e| e == "safetensors")).collect();
     paths.sort();
     ensure!(!paths.is_empty(), "no .safetensors file in {}", dir.display());
-    Ok(paths.iter().flat_map(|p| run_file(p, devices)).collect())
+    Ok(paths)
+}
+
+/// Runs every `.safetensors` file of a folder through the reference and every device. An error if there is none.
+pub fn run_dir(dir: &Path, devices: &[Arc<dyn Device>]) -> Result<Vec<Row>> {
+    Ok(files(dir)?.iter().flat_map(|p| run_file(p, devices)).collect())
 }
 
 /// Runs one file through the reference and every device; one row each.

@@ -70,7 +70,9 @@ impl Run {
 
     /// Times everything: medians in nanoseconds, by name.
     pub fn times(&self, names: &[String]) -> Result<BTreeMap<String, f64>> {
-        self.watch(&["--bench", "--noplot"], report::progress(names.len(), "timing"), |line| line.contains("time:   ["))?;
+        self.watch(&["--bench", "--noplot"], report::progress(names.len(), "timing"), |line| {
+            line.contains("time:   [")
+        })?;
         let mut times = BTreeMap::new();
         read(&self.results, &mut times)?;
         if let Some(missing) = names.iter().find(|n| !times.contains_key(*n)) {

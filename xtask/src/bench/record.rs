@@ -134,8 +134,14 @@ impl Record {
         let row = |r: &Row| {
             let percent = self.copy_gb_s(&r.device).map_or(String::new(), |c| format!("{:.0}", 100.0 * r.gb_s() / c));
             let megabytes = format!("{:.3}", r.bytes as f64 / 1e6);
-            let mut cells =
-                vec![r.id.clone(), r.device.clone(), microseconds(r.us), megabytes, format!("{:.1}", r.gb_s()), percent];
+            let mut cells = vec![
+                r.id.clone(),
+                r.device.clone(),
+                microseconds(r.us),
+                megabytes,
+                format!("{:.1}", r.gb_s()),
+                percent,
+            ];
             if let Some(old) = old {
                 let before = old.rows.iter().find(|o| o.id == r.id && o.device == r.device);
                 cells.push(before.map_or("new".into(), |o| microseconds(o.us)));
@@ -148,7 +154,9 @@ impl Record {
 
     /// What every device copies, on one line each.
     pub fn copies(&self) -> String {
-        let line = |d: &Measured| format!("{} ({}) copies {:.1} GB/s, read and written bytes counted", d.id, d.name, d.copy_gb_s);
+        let line = |d: &Measured| {
+            format!("{} ({}) copies {:.1} GB/s, read and written bytes counted", d.id, d.name, d.copy_gb_s)
+        };
         self.devices.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 }
