@@ -1,9 +1,40 @@
 //! A token per lane: rows of a group of tokens to vectors of one element each, and back.
 
+use core::ops::Range;
+
 use crate::simd::Simd;
 
 /// Lanes of the widest vector; lengths of scratch are for these.
 pub(crate) const MAX_LANES: usize = 16;
+
+/// The largest number of blocks, each of which has scratch of its own.
+const MAX_BLOCKS: usize = 64;
+
+/// Tokens that a block has at least, if there are as many.
+const GRAIN: usize = 64;
+
+/// How T tokens are cut into blocks: by their number alone, at multiples of [`MAX_LANES`], so that only the last vector is ragged.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    tokens: usize,
+    grain: usize,
+}
+
+impl Blocks {
+    pub fn of(tokens: usize) -> Self {
+        Self { tokens, grain: tokens.div_ceil(MAX_BLOCKS).max(GRAIN).next_multiple_of(MAX_LANES) }
+    }
+
+    /// Number of blocks.
+    pub fn count(&self) -> usize {
+        self.tokens.div_ceil(self.grain)
+    }
+
+    /// The tokens of block `b`.
+    pub fn tokens(&self, b: usize) -> Range<usize> {
+        b * self.grain..((b + 1) * self.grain).min(self.tokens)
+    }
+}
 
 /// Reads element (i, j) of every token, at `rows(lane, i) + j`, into vector `i·si + j·sj`. Lanes from `count` on become 0.
 ///

@@ -319,7 +319,6 @@ impl Projection {
         unsafe { sums::<S, N, M>(s, n, e, (line, step), &other.scale, &mut q) };
         let mut mark = [s.zero(); M];
         for l in 0..n {
-            let (zero, one) = (s.zero(), s.splat(1.0));
             let mut p = match rule {
                 Rule::Plain | Rule::Added => q[l],
                 Rule::Clamp => s.max(q[l], old[l]),
@@ -328,12 +327,12 @@ impl Projection {
             if revive {
                 p = s.max(p, s.splat(LEAST));
             }
-            let scale = s.div(one, p);
+            let scale = s.recip(p);
             axis.p[l] = p;
             axis.scale[l] = scale;
             mark[l] = match rule {
                 Rule::Plain | Rule::Added => scale,
-                Rule::Clamp | Rule::Threshold => s.select_gt(q[l], old[l], scale, s.sub(zero, scale)),
+                Rule::Clamp | Rule::Threshold => s.select_gt(q[l], old[l], scale, s.sub(s.zero(), scale)),
             };
         }
         mark
@@ -361,6 +360,12 @@ impl Projection {
                     let v = load(s, trace.scales, k * n + l);
                     other[l] = s.max(v, s.sub(s.zero(), v));
                     own[l] = s.sub(s.zero(), s.max(load(s, trace.scales, (k + 1) * n + l), s.zero()));
+                }
+                if n == 1 && self.rule != Rule::Added {
+                    // An element divided by itself has no gradient at all, not one of rounding's size.
+                    own[0] = s.select_gt(s.zero(), own[0], s.splat(-1.0), s.zero());
+                    other[0] = s.splat(1.0);
+                    store(s, e, 0, s.splat(1.0));
                 }
                 step_back::<S, N, M>(s, n, e, g, lines, &own, &other);
             }

@@ -1,7 +1,5 @@
 //! `coefficients` and `coefficients_bwd`: blocks of tokens through [`Coeffs`].
 
-use core::ops::Range;
-
 use mhc_core::{
     DType, Dims, Numerics,
     ops::{Coefficients, CoefficientsBwd},
@@ -11,32 +9,17 @@ use super::CpuOp;
 use crate::{
     call::{Call, Rows},
     coeffs::{Coeffs, scratch_len},
+    lanes::Blocks,
     simd::{Simd, SimdFn},
 };
 
-/// The largest number of blocks, each of which has scratch of its own.
-const BLOCKS: usize = 64;
-
-/// Tokens that a block has at least.
-const GRAIN: usize = 64;
-
-fn blocks(tokens: usize) -> usize {
-    tokens.div_ceil(GRAIN).min(BLOCKS)
-}
-
-/// Tokens of block `b`: whole multiples of 16, so that only the last of all is ragged.
-fn block(b: usize, tokens: usize) -> Range<usize> {
-    let len = tokens.div_ceil(blocks(tokens)).next_multiple_of(16);
-    (b * len).min(tokens)..((b + 1) * len).min(tokens)
-}
-
 impl CpuOp for Coefficients {
     fn workspace(&self, d: &Dims, _: DType) -> usize {
-        blocks(d.tokens) * scratch_len(d.streams, &self.numerics) * size_of::<f32>()
+        Blocks::of(d.tokens).count() * scratch_len(d.streams, &self.numerics) * size_of::<f32>()
     }
 
     unsafe fn launch(&self, c: &Call<'_>) {
-        c.blocks(blocks(c.d.tokens), |b| c.simd(Forward { c, numerics: &self.numerics, b }));
+        c.blocks(Blocks::of(c.d.tokens).count(), |b| c.simd(Forward { c, numerics: &self.numerics, b }));
     }
 }
 
@@ -56,19 +39,25 @@ impl SimdFn for Forward<'_> {
         unsafe {
             let (alpha, bias) = (c.rows("alpha").row(0), c.rows("bias").row(0));
             let scratch = c.scratch(0, b, scratch_len(n, numerics));
-            Coeffs { n, numerics, alpha, bias }.forward(s, c.rows("z"), c.rows("mixes"), block(b, c.d.tokens), scratch);
+            Coeffs { n, numerics, alpha, bias }.forward(
+                s,
+                c.rows("z"),
+                c.rows("mixes"),
+                Blocks::of(c.d.tokens).tokens(b),
+                scratch,
+            );
         }
     }
 }
 
 impl CpuOp for CoefficientsBwd {
     fn workspace(&self, d: &Dims, _: DType) -> usize {
-        blocks(d.tokens) * (scratch_len(d.streams, &self.numerics) + 3 + d.mix()) * size_of::<f32>()
+        Blocks::of(d.tokens).count() * (scratch_len(d.streams, &self.numerics) + 3 + d.mix()) * size_of::<f32>()
     }
 
     unsafe fn launch(&self, c: &Call<'_>) {
         let (n, sums) = (c.d.streams, 3 + c.d.mix());
-        let blocks = blocks(c.d.tokens);
+        let blocks = Blocks::of(c.d.tokens).count();
         let offset = blocks * scratch_len(n, &self.numerics) * size_of::<f32>();
         c.blocks(blocks, |b| c.simd(Backward { c, numerics: &self.numerics, b, offset }));
         // SAFETY: both have one row; the blocks are done with their sums, which are added in the order of the blocks.
@@ -107,7 +96,7 @@ impl SimdFn for Backward<'_> {
             sums.fill(0.0);
             let (z, d_mixes, d_z) = (c.rows("z"), c.rows("d_mixes"), c.rows("d_z"));
             let coeffs = Coeffs { n, numerics, alpha, bias };
-            coeffs.backward(s, z, d_mixes, d_z, block(b, c.d.tokens), scratch, sums);
+            coeffs.backward(s, z, d_mixes, d_z, Blocks::of(c.d.tokens).tokens(b), scratch, sums);
         }
     }
 }

@@ -15,7 +15,6 @@ mod project;
 mod recompute;
 mod rms_norm;
 mod sinkhorn;
-mod sinkhorn_log;
 mod static_layer;
 
 /// The CPU kernel of an operator.

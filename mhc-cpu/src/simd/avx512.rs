@@ -60,6 +60,15 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
     }
     #[inline(always)]
+    fn recip(self, a: __m512) -> __m512 {
+        unsafe {
+            // 14 bits and one step of Newton's; infinity would make it NaN and keeps the 0 it has.
+            let r = _mm512_rcp14_ps(a);
+            let finite = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, _mm512_set1_ps(f32::INFINITY));
+            _mm512_mask_fmadd_ps(r, finite, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0)), r)
+        }
+    }
+    #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }

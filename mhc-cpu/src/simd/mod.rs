@@ -40,6 +40,11 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `x` where `a > b`, else `y`.
     fn select_gt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// 1 / a to 1 ulp or so, for a of 2^-126 to 2^126 and infinity; cheaper than a division where the instruction set can.
+    #[inline(always)]
+    fn recip(self, a: Self::V) -> Self::V {
+        self.div(self.splat(1.0), a)
+    }
     /// To the nearest integer, ties to even.
     fn round(self, a: Self::V) -> Self::V;
     /// `a·2^k` for integral `k` in -126..=127.
