@@ -107,12 +107,24 @@ unsafe impl Simd for Avx512 {
     unsafe fn store_bf16(self, p: *mut bf16, v: __m512) {
         unsafe {
             let u = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(u), _mm512_set1_epi32(1));
-            let even = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+            let odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x1_0000));
+            let even = _mm512_mask_add_epi32(down, odd, down, _mm512_set1_epi32(1));
             // Rounding would carry a NaN's mantissa into its exponent: make it a quiet NaN instead.
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             let rounded = _mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x0040_0000));
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
+            // The upper halves of the lanes, by one permutation: a shift and a narrowing are three operations.
+            let upper = _mm512_set_epi64(
+                0,
+                0,
+                0,
+                0,
+                0x001f_001d_001b_0019,
+                0x0017_0015_0013_0011,
+                0x000f_000d_000b_0009,
+                0x0007_0005_0003_0001,
+            );
+            _mm256_storeu_si256(p.cast(), _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded)));
         }
     }
     #[inline(always)]
