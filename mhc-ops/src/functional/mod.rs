@@ -166,10 +166,12 @@ macro_rules! operator {
 }
 
 mod coefficients;
+mod layers;
 mod projection;
 mod streams;
 
 pub use coefficients::*;
+pub use layers::*;
 pub use projection::*;
 pub use streams::*;
 
