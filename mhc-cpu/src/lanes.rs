@@ -49,7 +49,29 @@ pub(crate) unsafe fn gather<S: Simd>(
     rows: impl Fn(usize, usize) -> *const f32,
     to: *mut f32,
 ) {
-    let _ = s;
+    if count == S::LANES && dense(shape, rows(0, 0), || rows(0, 1)) {
+        let mut m = [s.zero(); 16];
+        let tiles = shape.0 * shape.1 / S::LANES;
+        // SAFETY: the caller's promise; without gaps, tile after tile of a token is one piece.
+        unsafe {
+            for e in (0..tiles).map(|tile| tile * S::LANES) {
+                for lane in 0..S::LANES {
+                    m[lane] = s.load_f32(rows(lane, 0).add(e));
+                }
+                s.transpose(&mut m);
+                for k in 0..S::LANES {
+                    store(s, to, (e + k) / shape.1 * si + (e + k) % shape.1 * sj, m[k]);
+                }
+            }
+            for e in tiles * S::LANES..shape.0 * shape.1 {
+                let to = to.add((e / shape.1 * si + e % shape.1 * sj) * S::LANES);
+                for lane in 0..S::LANES {
+                    *to.add(lane) = *rows(lane, 0).add(e);
+                }
+            }
+        }
+        return;
+    }
     for lane in 0..S::LANES {
         for i in 0..shape.0 {
             // SAFETY: the caller's promise; `lane < LANES`.
@@ -83,7 +105,29 @@ pub(crate) unsafe fn scatter<S: Simd>(
     from: *const f32,
     rows: impl Fn(usize, usize) -> *mut f32,
 ) {
-    let _ = s;
+    if count == S::LANES && dense(shape, rows(0, 0), || rows(0, 1).cast_const()) {
+        let mut m = [s.zero(); 16];
+        let tiles = shape.0 * shape.1 / S::LANES;
+        // SAFETY: the caller's promise; without gaps, tile after tile of a token is one piece.
+        unsafe {
+            for e in (0..tiles).map(|tile| tile * S::LANES) {
+                for k in 0..S::LANES {
+                    m[k] = load(s, from, (e + k) / shape.1 * si + (e + k) % shape.1 * sj);
+                }
+                s.transpose(&mut m);
+                for lane in 0..S::LANES {
+                    s.store_f32(rows(lane, 0).add(e), m[lane]);
+                }
+            }
+            for e in tiles * S::LANES..shape.0 * shape.1 {
+                let from = from.add((e / shape.1 * si + e % shape.1 * sj) * S::LANES);
+                for lane in 0..S::LANES {
+                    *rows(lane, 0).add(e) = *from.add(lane);
+                }
+            }
+        }
+        return;
+    }
     for lane in 0..count {
         for i in 0..shape.0 {
             // SAFETY: the caller's promise; `lane < LANES`.
@@ -95,6 +139,12 @@ pub(crate) unsafe fn scatter<S: Simd>(
             }
         }
     }
+}
+
+/// Whether the rows of a token follow each other without gaps.
+#[inline(always)]
+fn dense(shape: (usize, usize), first: *const f32, second: impl Fn() -> *const f32) -> bool {
+    shape.0 == 1 || second() == first.wrapping_add(shape.1)
 }
 
 /// Vector `i` of a group.

@@ -19,7 +19,11 @@
 //!
 //! Gradient: with G the gradient by the logarithm of the matrix, a half-step backwards is `G ← G - Y·(line sums of G)`, without any
 //! division; where the denominator was a constant it is the identity. Only the vectors y and x are kept, n per half-step, with a
-//! minus sign where the denominator was constant.
+//! minus sign where the denominator was constant. For n = 1, where `1 - Y` would be all rounding, it is the constant share of the
+//! denominator, ε·p over the new p, that is kept.
+//!
+//! Limits: exact for logits down to -80; start exp on a matrix that is below e^-80 as a whole may stay 0 where ε revives it in exact
+//! arithmetic. Results are finite whatever the logits.
 //!
 //! Tried and rejected: normalising the matrix itself (n² more multiplications, stores of E, and history of n² per half-step or
 //! un-normalising, which loses digits).
@@ -203,7 +207,7 @@ impl Projection {
                 if self.softened() && k == 0 {
                     self.soften(s, n, e, &mut first, &mut second, trace);
                     revive = false;
-                    keep(s, n, trace, 1, &first.scale);
+                    keep(s, n, trace, 1, if N == 1 { &mark } else { &first.scale });
                 } else {
                     keep(s, n, trace, k + 1, &mark);
                 }
@@ -288,7 +292,7 @@ impl Projection {
     }
 
     /// One half-step over the lines of `axis`, `line` vectors apart, their elements `step` apart. Returns its scales, negative where the
-    /// denominator was a constant.
+    /// denominator was a constant; for `N` = 1 the constant share of the denominator.
     #[inline(always)]
     unsafe fn half_step<S: Simd, const N: usize, const M: usize>(
         &self,
@@ -318,6 +322,7 @@ impl Projection {
         // SAFETY: the caller's promise.
         unsafe { sums::<S, N, M>(s, n, e, (line, step), &other.scale, &mut q) };
         let mut mark = [s.zero(); M];
+        let one = s.splat(1.0);
         for l in 0..n {
             let mut p = match rule {
                 Rule::Plain | Rule::Added => q[l],
@@ -331,6 +336,9 @@ impl Projection {
             axis.p[l] = p;
             axis.scale[l] = scale;
             mark[l] = match rule {
+                Rule::Plain if N == 1 => s.zero(),
+                Rule::Added if N == 1 => s.mul(old[l], scale),
+                Rule::Clamp | Rule::Threshold if N == 1 => s.select_gt(q[l], old[l], s.zero(), one),
                 Rule::Plain | Rule::Added => scale,
                 Rule::Clamp | Rule::Threshold => s.select_gt(q[l], old[l], scale, s.sub(s.zero(), scale)),
             };
@@ -352,6 +360,13 @@ impl Projection {
                 }
             }
             let softened = self.softened();
+            if N == 1 {
+                // An element divided by its own sum keeps the share of the denominator that was constant: exactly 0 without ε.
+                for k in 1..=self.half_steps {
+                    store(s, g, 0, s.mul(load(s, g, 0), load(s, trace.scales, k)));
+                }
+                return;
+            }
             for k in (usize::from(softened)..self.half_steps).rev() {
                 let lines = if k % 2 == 0 { (n, 1) } else { (1, n) };
                 let mut other = [s.zero(); M];
@@ -360,12 +375,6 @@ impl Projection {
                     let v = load(s, trace.scales, k * n + l);
                     other[l] = s.max(v, s.sub(s.zero(), v));
                     own[l] = s.sub(s.zero(), s.max(load(s, trace.scales, (k + 1) * n + l), s.zero()));
-                }
-                if n == 1 && self.rule != Rule::Added {
-                    // An element divided by itself has no gradient at all, not one of rounding's size.
-                    own[0] = s.select_gt(s.zero(), own[0], s.splat(-1.0), s.zero());
-                    other[0] = s.splat(1.0);
-                    store(s, e, 0, s.splat(1.0));
                 }
                 step_back::<S, N, M>(s, n, e, g, lines, &own, &other);
             }

@@ -58,7 +58,7 @@ impl SimdFn for Forward<'_> {
                 let at = |i| scratch.add(i * matrix_len(n));
                 let (mut x, mut next, gram, poly) = (at(0), at(1), at(2), at(3));
                 gather(s, count, (n, n), (n, 1), |lane, i| logits.at(t + lane).ptr(i, 0), x);
-                let q = s.recip(s.add(norm(s, n, x), s.splat(EPS as f32)));
+                let q = s.div(s.splat(1.0), s.add(norm(s, n, x), s.splat(EPS as f32)));
                 combine(s, n, q, x, s.zero(), x, x);
                 for k in coeffs {
                     step(s, n, k, x, gram, poly, next);
@@ -114,7 +114,7 @@ impl SimdFn for Backward<'_> {
                 gather(s, count, (n, n), (n, 1), |lane, i| logits.at(t + lane).ptr(i, 0), l);
                 gather(s, count, (n, n), (n, 1), |lane, i| d_h_res.at(t + lane).ptr(i, 0), g);
                 let norm = norm(s, n, l);
-                let q = s.recip(s.add(norm, s.splat(EPS as f32)));
+                let q = s.div(one, s.add(norm, s.splat(EPS as f32)));
                 combine(s, n, q, l, s.zero(), l, at(0));
                 for (k, abc) in coeffs.iter().enumerate() {
                     step(s, n, abc, at(k), gram, poly, at(k + 1));

@@ -69,6 +69,35 @@ unsafe impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn transpose(self, m: &mut [__m512; 16]) {
+        unsafe {
+            let mut t = [_mm512_setzero_ps(); 16];
+            for i in (0..16).step_by(2) {
+                t[i] = _mm512_unpacklo_ps(m[i], m[i + 1]);
+                t[i + 1] = _mm512_unpackhi_ps(m[i], m[i + 1]);
+            }
+            // Vector 4i + j: column 4l + j of rows 4i..4i + 4 in its quarter l.
+            for i in (0..16).step_by(4) {
+                m[i] = _mm512_shuffle_ps::<0x44>(t[i], t[i + 2]);
+                m[i + 1] = _mm512_shuffle_ps::<0xee>(t[i], t[i + 2]);
+                m[i + 2] = _mm512_shuffle_ps::<0x44>(t[i + 1], t[i + 3]);
+                m[i + 3] = _mm512_shuffle_ps::<0xee>(t[i + 1], t[i + 3]);
+            }
+            for j in 0..4 {
+                let (even_low, odd_low) =
+                    (_mm512_shuffle_f32x4::<0x88>(m[j], m[j + 4]), _mm512_shuffle_f32x4::<0xdd>(m[j], m[j + 4]));
+                let (even_high, odd_high) = (
+                    _mm512_shuffle_f32x4::<0x88>(m[j + 8], m[j + 12]),
+                    _mm512_shuffle_f32x4::<0xdd>(m[j + 8], m[j + 12]),
+                );
+                m[j] = _mm512_shuffle_f32x4::<0x88>(even_low, even_high);
+                m[j + 8] = _mm512_shuffle_f32x4::<0xdd>(even_low, even_high);
+                m[j + 4] = _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high);
+                m[j + 12] = _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high);
+            }
+        }
+    }
+    #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }

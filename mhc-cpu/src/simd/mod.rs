@@ -74,6 +74,24 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// `p` is writable for `LANES` elements.
     unsafe fn store_f16(self, p: *mut f16, v: Self::V);
 
+    /// Transposes the first `LANES` vectors: lane j of vector i becomes lane i of vector j.
+    #[inline(always)]
+    fn transpose(self, m: &mut [Self::V; 16]) {
+        let mut lanes = [0.0; 256];
+        for i in 0..Self::LANES {
+            let mut row = [0.0; 16];
+            // SAFETY: a vector has at most 16 lanes.
+            unsafe { self.store_f32(row.as_mut_ptr(), m[i]) };
+            for j in 0..Self::LANES {
+                lanes[j * Self::LANES + i] = row[j];
+            }
+        }
+        for j in 0..Self::LANES {
+            // SAFETY: `LANES²` elements were written.
+            m[j] = unsafe { self.load_f32(lanes.as_ptr().add(j * Self::LANES)) };
+        }
+    }
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
