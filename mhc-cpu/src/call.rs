@@ -137,6 +137,16 @@ impl<'a, E: Element> Rows<'a, E> {
         Rows { ptr: unsafe { self.ptr.add(a * s0) }, strides: [s1, s2, 0], ..*self }
     }
 
+    /// The rows from row `a` on.
+    ///
+    /// # Safety
+    /// `a` is in range.
+    #[inline(always)]
+    pub unsafe fn from(&self, a: usize) -> Rows<'a, E> {
+        // SAFETY: in range by the caller's promise.
+        Rows { ptr: unsafe { self.ptr.add(a * self.strides[0]) }, ..*self }
+    }
+
     /// Row `a` of an operand of two axes as an operand of one row.
     ///
     /// # Safety
@@ -156,6 +166,12 @@ impl<'a, E: Element> Rows<'a, E> {
     #[inline(always)]
     pub fn one_of(row: &'a [E]) -> Self {
         Rows { ptr: row.as_ptr().cast_mut(), strides: [0; 3], row: row.len(), memory: PhantomData }
+    }
+
+    /// The same rows, `n` of them a token: `[T·n, C]` as `[T, n, C]`.
+    pub fn tokens(&self, n: usize) -> Self {
+        let row = self.strides[0];
+        Rows { strides: [n * row, row, 0], ..*self }
     }
 
     /// Elements of a row.

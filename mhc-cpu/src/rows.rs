@@ -231,7 +231,7 @@ pub(crate) struct MixBwd<'a, X, Y, G, DX, DY> {
     pub y: &'a [Y],
     /// The upstream gradient, n rows.
     pub g: Rows<'a, G>,
-    /// H_res transposed, `[from][to]`.
+    /// H_res transposed, `[from][to]`; only read where `d_x` is wanted.
     pub h_res_t: &'a [f32],
     /// H_post.
     pub h_post: &'a [f32],
@@ -279,7 +279,7 @@ unsafe fn mix_bwd_4<S: Simd, X: Lane, Y: Lane, G: Lane, DX: Lane, DY: Lane>(
     d_h_res: &mut [f32],
 ) {
     let (w, p) = (a.h_res_t, a.h_post);
-    debug_assert!(w.len() >= 16 && p.len() >= 4);
+    debug_assert!((a.d_x.is_none() || w.len() >= 16) && p.len() >= 4);
     let mut dots_x = [s.zero(); 16];
     let mut dots_y = [s.zero(); 4];
     vectors(
@@ -454,8 +454,8 @@ pub(crate) unsafe fn convert<S: Simd, E: Lane, O: Lane>(s: S, x: &[E], y: &mut [
     );
 }
 
-/// The gradient of `y = w ⊙ r·x` with `r = inv_rms(x)` for the upstream gradient `g`: writes `d_x = r·w⊙g - x·r³·⟨w⊙g, x⟩/len` and adds
-/// `r·g⊙x` to `d_w`.
+/// The gradient of `y = w ⊙ r·x` with `r = inv_rms(x)` for the upstream gradient `g`: writes `d_x = r·w⊙g - x·pull` and adds
+/// `r·g⊙x` to `d_w`. Returns `pull = r³·⟨w⊙g, x⟩/len`.
 ///
 /// # Safety
 /// All rows have the same length.
@@ -468,7 +468,7 @@ pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
     g: &[G],
     d_x: &mut [O],
     d_w: &mut [f32],
-) {
+) -> f32 {
     let len = x.len();
     debug_assert!([w.len(), g.len(), d_x.len(), d_w.len()].iter().all(|&l| l == len));
     let (w, x, g, d_x, d_w) = (w.as_ptr(), x.as_ptr(), g.as_ptr(), d_x.as_mut_ptr(), d_w.as_mut_ptr());
@@ -483,8 +483,8 @@ pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
             acc = s.fma(s.mul(load(s, w.add(c), n, full), g), x, acc);
         },
     );
-    let along_x = s.sum(acc);
-    let (r_v, pull) = (s.splat(r), s.splat(-r * r * r * along_x / len as f32));
+    let pull = r * r * r * s.sum(acc) / len as f32;
+    let (r_v, pull_v) = (s.splat(r), s.splat(-pull));
     vectors(
         s,
         len,
@@ -492,12 +492,13 @@ pub(crate) unsafe fn rms_norm_bwd<S: Simd, E: Lane, G: Lane, O: Lane>(
         // SAFETY: `vectors` stays inside the rows.
         |c, n, full| unsafe {
             let (x, g) = (load(s, x.add(c), n, full), s.mul(r_v, load(s, g.add(c), n, full)));
-            let dx = s.fma(x, pull, s.mul(load(s, w.add(c), n, full), g));
+            let dx = s.fma(x, pull_v, s.mul(load(s, w.add(c), n, full), g));
             let dw = s.fma(g, x, load(s, d_w.add(c), n, full));
             store(s, d_x.add(c), dx, n, full);
             store(s, d_w.add(c), dw, n, full);
         },
     );
+    pull
 }
 
 /// Copies `len` elements to `to` as f32, padded with zeros to whole vectors.
@@ -512,6 +513,21 @@ pub(crate) unsafe fn widen<S: Simd, E: Lane>(s: S, from: *const E, len: usize, t
         #[inline(always)]
         // SAFETY: `vectors` stays inside the row.
         |c, n, full| unsafe { s.store_f32(to.add(c), load(s, from.add(c), n, full)) },
+    );
+}
+
+/// Rounds `len` numbers of `from` to `to`.
+///
+/// # Safety
+/// `to` is writable for `len` elements, `from` is readable for as many, rounded up to whole vectors.
+#[inline(always)]
+pub(crate) unsafe fn narrow<S: Simd, E: Lane>(s: S, from: *const f32, len: usize, to: *mut E) {
+    vectors(
+        s,
+        len,
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the row.
+        |c, n, full| unsafe { store(s, to.add(c), s.load_f32(from.add(c)), n, full) },
     );
 }
 

@@ -6,10 +6,13 @@ use crate::{Case, Cost, DType, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, R
 pub mod aggregate;
 pub mod coefficients;
 pub mod collapse;
+pub mod dynamic_layer;
 pub mod expand;
 pub mod head;
 pub mod orthostochastic;
 pub mod post;
+pub mod post_pre;
+pub mod pre;
 pub mod project;
 pub mod recompute;
 pub mod rms_norm;
@@ -20,10 +23,13 @@ pub mod static_layer;
 pub use aggregate::{Aggregate, AggregateBwd};
 pub use coefficients::{Coefficients, CoefficientsBwd};
 pub use collapse::{Collapse, CollapseBwd};
+pub use dynamic_layer::{DynamicLayer, DynamicLayerBwd};
 pub use expand::{Expand, ExpandBwd};
 pub use head::{Head, HeadBwd};
 pub use orthostochastic::{Orthostochastic, OrthostochasticBwd};
 pub use post::{Post, PostBwd};
+pub use post_pre::{PostPre, PostPreBwd};
+pub use pre::{Pre, PreBwd};
 pub use project::{Project, ProjectBwd};
 pub use recompute::{Recompute, RecomputeBwd};
 pub use rms_norm::{RmsNorm, RmsNormBwd};
@@ -52,6 +58,9 @@ macro_rules! for_each_op {
             Coefficients, CoefficientsBwd,
             Project, ProjectBwd,
             Head, HeadBwd,
+            Pre, PreBwd,
+            PostPre, PostPreBwd,
+            DynamicLayer, DynamicLayerBwd,
         }
     };
 }

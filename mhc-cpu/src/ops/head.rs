@@ -10,7 +10,7 @@ use mhc_core::{
 use super::{CpuOp, project::store};
 use crate::{
     call::{Call, Rows, by_dtype},
-    projection::{Backward, Direct, Projection, Shape, Step},
+    projection::{Backward, Direct, Part, Projection, Shape, Step, Streams, Tokens, Upstream},
     reduce::Partition,
     rows,
     simd::{Lane, Simd, SimdFn},
@@ -22,12 +22,9 @@ fn shape(d: &Dims) -> Shape {
     Shape { streams: d.streams, channels: d.channels, columns: d.streams }
 }
 
-/// `σ(scale·z + bias)`.
-#[inline(always)]
-fn sigmoids(scale: f32, bias: &[f32], z: &[f32], out: &mut [f32; MAX_STREAMS]) {
-    for (out, (z, bias)) in out.iter_mut().zip(z.iter().zip(bias)) {
-        *out = 1.0 / (1.0 + (-(scale * z + bias)).exp());
-    }
+/// `1 / (1 + e^-t)`.
+fn sigmoid(t: f32) -> f32 {
+    1.0 / (1.0 + (-t).exp())
 }
 
 impl CpuOp for Head {
@@ -36,12 +33,17 @@ impl CpuOp for Head {
     }
 
     unsafe fn launch(&self, c: &Call<'_>) {
-        by_dtype!(c.act, E => {
-            let p = Projection { x: c.rows::<E>("x"), phi: c.rows("phi"), weight: None, rms_eps: self.rms_eps as f32, shape: shape(&c.d) };
-            // SAFETY: the operands were validated, and the scratch is all the projection's.
-            unsafe { p.run(c, &Collapse { c, pre_eps: self.pre_eps as f32, x: p.x, out: c.rows::<E>("out") }) }
+        let p = projection(c, self.rms_eps);
+        // SAFETY: the operands were validated, and the scratch is all the projection's.
+        by_dtype!(c.act, E => unsafe {
+            p.run(c, &Collapse { c, pre_eps: self.pre_eps as f32, x: c.rows::<E>("x"), out: c.rows::<E>("out") });
         });
     }
+}
+
+fn projection<'a>(c: &'a Call<'_>, rms_eps: f64) -> Projection<'a> {
+    let (x, phi, shape) = (Streams::of(c, "x"), c.rows("phi"), shape(&c.d));
+    Projection { x, phi, weight: None, rms_eps: rms_eps as f32, shape, tokens: c.d.tokens }
 }
 
 /// Adds up the streams of a block.
@@ -53,12 +55,12 @@ struct Collapse<'a, E> {
 }
 
 impl<E: Lane> Step for Collapse<'_, E> {
-    fn after(&self, tokens: Range<usize>, z: &mut [f32], inv_rms: &[f32]) {
+    fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]) {
         if self.c.has("z") {
             // SAFETY: each block of tokens has its own rows.
-            unsafe { store(self.c.rows("z"), self.c.rows("inv_rms"), tokens.clone(), z, inv_rms) };
+            unsafe { store(self.c.rows("z"), self.c.rows("inv_rms"), tokens.range.clone(), z, inv_rms) };
         }
-        self.c.simd(Weighted { step: self, tokens, z });
+        self.c.simd(Weighted { step: self, tokens: tokens.range.clone(), z });
     }
 }
 
@@ -76,11 +78,12 @@ impl<E: Lane> SimdFn for Weighted<'_, '_, E> {
         let n = c.d.streams;
         // SAFETY: parameters have one row; each block of tokens has its own rows.
         unsafe {
-            let (scale, bias) = (c.rows::<f32>("scale").row(0)[0], c.rows("bias").row(0));
+            let (scale, bias) = (c.rows::<f32>("scale").row(0)[0], c.rows::<f32>("bias").row(0));
             for (t, z) in self.tokens.zip(self.z.chunks_exact(n)) {
                 let mut h = [0.0; MAX_STREAMS];
-                sigmoids(scale, bias, z, &mut h);
-                h.iter_mut().for_each(|h| *h += pre_eps);
+                for i in 0..n {
+                    h[i] = sigmoid(scale * z[i] + bias[i]) + pre_eps;
+                }
                 rows::mix(s, (1, n), &h[..n], x.at(t), None, out.one(t));
             }
         }
@@ -103,28 +106,34 @@ impl CpuOp for HeadBwd {
     }
 
     unsafe fn launch(&self, c: &Call<'_>) {
-        let (n, partition) = (c.d.streams, Partition::of(c.d.tokens));
-        by_dtype!(c.act, E => {
-            let p = Projection { x: c.rows::<E>("x"), phi: c.rows("phi"), weight: None, rms_eps: self.rms_eps as f32, shape: shape(&c.d) };
-            let b = Backward { p, d_x: c.rows::<E>("d_x"), d_phi: c.rows("d_phi"), d_weight: None, scratch: sums(&c.d) };
-            // SAFETY: the operands were validated; the three parts of the scratch lie behind each other, and a token's rows are its
-            // block's alone.
-            unsafe {
-                let h = Rows::over(c.scratch(weights(&c.d), 0, c.d.tokens * n), n);
-                partition.for_each(c, 1 + n, |tokens, sums| c.simd(Logits { b: &b, c, pre_eps: self.pre_eps as f32, h, tokens, sums }));
+        let (n, partition, pre_eps) = (c.d.streams, Partition::of(c.d.tokens), self.pre_eps as f32);
+        let (p, d_x, d_phi) = (projection(c, self.rms_eps), Streams::of(c, "d_x"), c.rows("d_phi"));
+        let b = Backward { p, d_x, d_phi, d_weight: None, scratch: sums(&c.d) };
+        // SAFETY: the operands were validated; the three parts of the scratch lie behind each other, and a token's rows are its
+        // block's alone.
+        unsafe {
+            let h = Rows::over(c.scratch(weights(&c.d), 0, c.d.tokens * n), n);
+            let upstream = b.upstream(c);
+            by_dtype!(c.act, E => {
+                let (x, d_out) = (c.rows::<E>("x"), c.rows::<E>("d_out"));
+                partition.for_each(c, 1 + n, |tokens, sums| {
+                    c.simd(Logits { c, upstream, pre_eps, x, d_out, h, tokens, sums });
+                });
                 partition.sum(c, 1 + n, 0, 1, c.rows("d_scale"));
                 partition.sum(c, 1 + n, 1, 1, c.rows("d_bias"));
-                b.run(c, &Gate { h, d_out: c.rows::<E>("d_out") });
-            }
-        });
+                b.run(c, &Gate { c, h, d_out });
+            });
+        }
     }
 }
 
 /// From the gradient of the output to that of z, for a block of tokens.
 struct Logits<'a, E> {
-    b: &'a Backward<'a, E, E>,
     c: &'a Call<'a>,
+    upstream: Upstream<'a>,
     pre_eps: f32,
+    x: Rows<'a, E>,
+    d_out: Rows<'a, E>,
     /// Where the weights of the streams go.
     h: Rows<'a, f32>,
     tokens: Range<usize>,
@@ -136,25 +145,25 @@ impl<E: Lane> SimdFn for Logits<'_, E> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Logits { b, c, pre_eps, h, tokens, sums } = self;
-        let (n, z, inv_rms, d_out) = (c.d.streams, c.rows::<f32>("z"), c.rows::<f32>("inv_rms"), c.rows::<E>("d_out"));
+        let Logits { c, upstream, pre_eps, x, d_out, h, tokens, sums } = self;
+        let (n, z, inv_rms) = (c.d.streams, c.rows::<f32>("z"), c.rows::<f32>("inv_rms"));
         // SAFETY: parameters have one row; each block of tokens has its own rows.
         unsafe {
-            let (scale, bias) = (c.rows::<f32>("scale").row(0)[0], c.rows("bias").row(0));
-            let upstream = b.upstream(c);
+            let (scale, bias) = (c.rows::<f32>("scale").row(0)[0], c.rows::<f32>("bias").row(0));
             for t in tokens {
-                let (z, mut sigma, mut d_h, mut d_z) =
-                    (z.row(t), [0.0; MAX_STREAMS], [0.0; MAX_STREAMS], [0.0; MAX_STREAMS]);
-                sigmoids(scale, bias, z, &mut sigma);
-                rows::dots(s, (n, 1), b.p.x.at(t), d_out.one(t), &mut d_h);
+                let (z, d_z, mut d_h) = (z.row(t), upstream.d_p.row_mut(t), [0.0; MAX_STREAMS]);
+                rows::dots(s, (n, 1), x.at(t), d_out.one(t), &mut d_h);
                 for i in 0..n {
-                    let d_t = d_h[i] * sigma[i] * (1.0 - sigma[i]);
+                    let logit = scale * z[i] + bias[i];
+                    let sigma = sigmoid(logit);
+                    // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
+                    let d_t = d_h[i] * sigma * sigmoid(-logit);
                     sums[0] += d_t * z[i];
                     sums[1 + i] += d_t;
                     d_z[i] = scale * d_t;
-                    *h.ptr(t, i) = sigma[i] + pre_eps;
+                    *h.ptr(t, i) = sigma + pre_eps;
                 }
-                upstream.set(&b.p.shape, t, z, *inv_rms.ptr(0, t), &d_z[..n]);
+                upstream.scale(&shape(&c.d), t, z, *inv_rms.ptr(0, t));
             }
         }
     }
@@ -162,20 +171,44 @@ impl<E: Lane> SimdFn for Logits<'_, E> {
 
 /// What x gets from the output directly: `H_i·d_out`.
 struct Gate<'a, E> {
+    c: &'a Call<'a>,
     h: Rows<'a, f32>,
     d_out: Rows<'a, E>,
 }
 
 impl<E: Lane> Direct for Gate<'_, E> {
-    #[inline(always)]
-    unsafe fn shared<S: Simd>(&self, s: S, t: usize, c: usize, len: usize, shared: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { rows::widen(s, self.d_out.ptr(t, c), len, shared) };
+    fn stream(&self, part: &Part, i: usize, _: &[f32], out: &mut [f32]) {
+        self.c.simd(Gated { gate: self, part, i, out });
     }
+}
 
+struct Gated<'a, 'b, E> {
+    gate: &'a Gate<'b, E>,
+    part: &'a Part,
+    i: usize,
+    out: &'a mut [f32],
+}
+
+impl<E: Lane> SimdFn for Gated<'_, '_, E> {
+    type Output = ();
     #[inline(always)]
-    unsafe fn term<S: Simd>(&self, s: S, t: usize, i: usize, _: usize, _: usize, shared: *const f32) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.mul(s.splat(*self.h.ptr(t, i)), s.load_f32(shared)) }
+    fn call<S: Simd>(self, s: S) {
+        let Gated { gate: Gate { h, d_out, .. }, part, i, out } = self;
+        part.for_each(
+            #[inline(always)]
+            // SAFETY: tokens and channels are in range, and buffers have room for whole vectors.
+            |t, at| unsafe {
+                let h = s.splat(*h.ptr(t, i));
+                rows::vectors(
+                    s,
+                    part.len,
+                    #[inline(always)]
+                    |c, n, full| {
+                        let g = rows::load(s, d_out.ptr(t, part.channel + c), n, full);
+                        s.store_f32(out.as_mut_ptr().add(at + c), s.mul(h, g));
+                    },
+                );
+            },
+        );
     }
 }

@@ -9,7 +9,7 @@ use mhc_core::{
 
 use super::CpuOp;
 use crate::{
-    call::{Call, by_dtype},
+    call::{Call, Rows, by_dtype},
     rows,
     simd::{Lane, Simd, SimdFn},
 };
@@ -34,6 +34,25 @@ pub(crate) fn oriented(orientation: Orientation, n: usize, from: &[f32], to: &mu
     }
 }
 
+/// `x_next_i = Σ_j H_res[i,j]·x_j + H_post[i]·y` of one token, from its `mixes`.
+///
+/// # Safety
+/// `x` and `x_next` have n rows of `y`'s length; nothing else uses those of `x_next`.
+#[inline(always)]
+pub(super) unsafe fn token<S: Simd, E: Lane, Y: Lane>(
+    s: S,
+    (orientation, n): (Orientation, usize),
+    mixes: &[f32],
+    x: Rows<'_, E>,
+    y: &[Y],
+    x_next: Rows<'_, E>,
+) {
+    let mut h = [0.0; MAX_NN];
+    oriented(orientation, n, &mixes[2 * n..], &mut h, false);
+    // SAFETY: the caller's promise is the callee's.
+    unsafe { rows::mix_add(s, (n, n), &h, x, Some((&mixes[n..2 * n], y)), x_next) };
+}
+
 impl CpuOp for Post {
     unsafe fn launch(&self, c: &Call<'_>) {
         let orientation = self.orientation;
@@ -54,14 +73,9 @@ impl<E: Lane> SimdFn for Forward<'_, E> {
     fn call<S: Simd>(self, s: S) {
         let (c, n) = (self.c, self.c.d.streams);
         let (x, y, mixes, x_next) = (c.rows::<E>("x"), c.rows::<E>("y"), c.rows("mixes"), c.rows::<E>("x_next"));
-        let mut h = [0.0; MAX_NN];
         for t in self.tokens {
             // SAFETY: `t` is in range, its rows have the shapes of the description, and each token is one block's alone.
-            unsafe {
-                let m = mixes.row(t);
-                oriented(self.orientation, n, &m[2 * n..], &mut h, false);
-                rows::mix(s, (n, n), &h, x.at(t), Some((&m[n..2 * n], y.row(t))), x_next.at(t));
-            }
+            unsafe { token(s, (self.orientation, n), mixes.row(t), x.at(t), y.row(t), x_next.at(t)) };
         }
     }
 }

@@ -9,8 +9,8 @@ use mhc_core::{
 
 use super::CpuOp;
 use crate::{
-    call::{Call, Rows, by_dtype},
-    projection::{Backward, NoDirect, Projection, Shape, Step},
+    call::{Call, Rows},
+    projection::{Backward, NoDirect, Projection, Shape, Step, Streams, Tokens},
 };
 
 /// Tokens of one block of what is done to logits alone.
@@ -22,14 +22,15 @@ impl CpuOp for Project {
     }
 
     unsafe fn launch(&self, c: &Call<'_>) {
-        let (z, inv_rms, phi) = (c.rows("z"), c.rows("inv_rms"), c.rows("phi"));
-        by_dtype!(c.act, E => {
-            let weight = c.weight("norm_weight");
-            let p = Projection { x: c.rows::<E>("x"), phi, weight, rms_eps: self.rms_eps as f32, shape: Shape::mixes(&c.d) };
-            // SAFETY: the operands were validated, and the scratch is all the projection's.
-            unsafe { p.run(c, &Store { z, inv_rms }) }
-        });
+        let p = projection(c, self.rms_eps, c.weight("norm_weight"));
+        // SAFETY: the operands were validated, and the scratch is all the projection's.
+        unsafe { p.run(c, &Store { z: c.rows("z"), inv_rms: c.rows("inv_rms") }) };
     }
+}
+
+fn projection<'a>(c: &'a Call<'_>, rms_eps: f64, weight: Option<&'a [f32]>) -> Projection<'a> {
+    let (x, phi, shape) = (Streams::of(c, "x"), c.rows("phi"), Shape::mixes(&c.d));
+    Projection { x, phi, weight, rms_eps: rms_eps as f32, shape, tokens: c.d.tokens }
 }
 
 /// Writes what the projection found.
@@ -39,9 +40,9 @@ struct Store<'a> {
 }
 
 impl Step for Store<'_> {
-    fn after(&self, tokens: Range<usize>, z: &mut [f32], inv_rms: &[f32]) {
+    fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]) {
         // SAFETY: each block of tokens has its own rows.
-        unsafe { store(self.z, self.inv_rms, tokens, z, inv_rms) };
+        unsafe { store(self.z, self.inv_rms, tokens.range.clone(), z, inv_rms) };
     }
 }
 
@@ -71,22 +72,20 @@ impl CpuOp for ProjectBwd {
     }
 
     unsafe fn launch(&self, c: &Call<'_>) {
-        let shape = Shape::mixes(&c.d);
+        let p = projection(c, self.rms_eps, c.weight("norm_weight"));
+        let d_weight = self.norm_weight.then(|| c.rows("d_norm_weight"));
+        let b = Backward { p, d_x: Streams::of(c, "d_x"), d_phi: c.rows("d_phi"), d_weight, scratch: 0 };
         let [z, inv_rms, d_z] = ["z", "inv_rms", "d_z"].map(|name| c.rows::<f32>(name));
-        by_dtype!(c.act, E => {
-            let p = Projection { x: c.rows::<E>("x"), phi: c.rows("phi"), weight: c.weight("norm_weight"), rms_eps: self.rms_eps as f32, shape };
-            let d_weight = self.norm_weight.then(|| c.rows("d_norm_weight"));
-            let b = Backward { p, d_x: c.rows::<E>("d_x"), d_phi: c.rows("d_phi"), d_weight, scratch: 0 };
-            // SAFETY: the operands were validated, the scratch is all the projection's, and each token's rows are one block's.
-            unsafe {
-                let upstream = b.upstream(c);
-                c.tokens(GRAIN, |tokens| {
-                    for t in tokens {
-                        upstream.set(&shape, t, z.row(t), *inv_rms.ptr(0, t), d_z.row(t));
-                    }
-                });
-                b.run(c, &NoDirect);
-            }
-        });
+        // SAFETY: the operands were validated, the scratch is all the projection's, and each token's rows are one block's.
+        unsafe {
+            let upstream = b.upstream(c);
+            c.tokens(GRAIN, |tokens| {
+                for t in tokens {
+                    upstream.d_p.row_mut(t).copy_from_slice(d_z.row(t));
+                    upstream.scale(&p.shape, t, z.row(t), *inv_rms.ptr(0, t));
+                }
+            });
+            b.run(c, &NoDirect);
+        }
     }
 }

@@ -4,11 +4,13 @@
 //! of x once, 16 tokens at a time, and uses it for both products. Channels come first because that needs no partial sums; only where
 //! they make too few tasks are the tokens cut as well, by the problem's size alone, and the partial d_phi are added in order.
 
-use super::{Buffer, Projection, Shape};
+use core::ops::Range;
+
+use super::{Buffer, Projection, Shape, Streams, by_rows};
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::{Lane, Simd, SimdFn, prefetch},
+    simd::{Simd, SimdFn, prefetch},
 };
 
 /// Tokens taken at a time.
@@ -24,29 +26,44 @@ const MIN_CHUNK: usize = 128;
 /// Bytes of partial d_phi that are acceptable.
 const MAX_PARTIALS: usize = 32 << 20;
 
-/// The part of x's gradient that does not come through the projection.
+/// The part of x's gradient that does not come through the projection. Implementations bring themselves to vectors.
 pub(crate) trait Direct: Sync {
-    /// Leaves in `shared` what all streams of a token have in common, channels `c .. c + len`.
-    ///
-    /// # Safety
-    /// Token and channels are in range; `shared` has room for `len` rounded up to whole vectors.
-    unsafe fn shared<S: Simd>(&self, s: S, t: usize, c: usize, len: usize, shared: *mut f32) {
-        let _ = (s, t, c, len, shared);
+    /// Leaves in `out` what all streams of a block of tokens have in common, as [`Part`] says.
+    fn shared(&self, part: &Part, out: &mut [f32]) {
+        let _ = (part, out);
     }
 
-    /// The term for stream `i`, `n` channels from `c` on; `shared` is what [`shared`](Self::shared) left for them.
-    ///
-    /// # Safety
-    /// Token, stream and channels are in range.
-    unsafe fn term<S: Simd>(&self, s: S, t: usize, i: usize, c: usize, n: usize, shared: *const f32) -> S::V {
-        let _ = (t, i, c, n, shared);
-        s.zero()
+    /// Leaves in `out` the part of the gradient of stream `i`; `shared` is what [`shared`](Self::shared) left.
+    fn stream(&self, part: &Part, i: usize, shared: &[f32], out: &mut [f32]) {
+        let _ = (part, i, shared);
+        out.fill(0.0);
     }
 }
 
 /// No direct part.
 pub(crate) struct NoDirect;
 impl Direct for NoDirect {}
+
+/// Part of a block of tokens. Buffers for it have [`CHANNELS`] numbers for each of its tokens.
+#[derive(Clone)]
+pub(crate) struct Part {
+    /// Which tokens, at most [`TOKENS`].
+    pub tokens: Range<usize>,
+    /// First channel.
+    pub channel: usize,
+    /// Channels, at most [`CHANNELS`].
+    pub len: usize,
+}
+
+impl Part {
+    /// Calls `f` with every token and the offset of its numbers in a buffer.
+    #[inline(always)]
+    pub fn for_each(&self, mut f: impl FnMut(usize, usize)) {
+        for (row, t) in self.tokens.clone().enumerate() {
+            f(t, row * CHANNELS);
+        }
+    }
+}
 
 /// Where the parts of the scratch begin, in numbers; d_p is the first.
 #[derive(Clone, Copy)]
@@ -92,11 +109,11 @@ impl Shape {
 }
 
 /// The gradient of one projection.
-pub(crate) struct Backward<'a, E, O> {
+pub(crate) struct Backward<'a> {
     /// What forward had.
-    pub p: Projection<'a, E>,
+    pub p: Projection<'a>,
     /// `d_x [T, n, C]`.
-    pub d_x: Rows<'a, O>,
+    pub d_x: Streams<'a>,
     /// `d_phi [P, K]`.
     pub d_phi: Rows<'a, f32>,
     /// `d_norm_weight [K]`, where there is a weight.
@@ -108,29 +125,30 @@ pub(crate) struct Backward<'a, E, O> {
 /// Where [`Backward::run`] wants the gradient of the logits: `d_p = ρ·d_z`, and `shrink = Σ_j d_z_j·z_j·ρ²/K`.
 #[derive(Clone, Copy)]
 pub(crate) struct Upstream<'a> {
-    d_p: Rows<'a, f32>,
+    /// `[T, P]`; callers put `d_z` there, and then call [`scale`](Self::scale).
+    pub d_p: Rows<'a, f32>,
     shrink: Rows<'a, f32>,
 }
 
 impl Upstream<'_> {
-    /// Puts down token `t`'s.
+    /// Makes of token `t`'s `d_z` what is wanted.
     ///
     /// # Safety
     /// `t` is in range, and no one else uses its rows.
-    pub unsafe fn set(&self, shape: &Shape, t: usize, z: &[f32], rho: f32, d_z: &[f32]) {
+    pub unsafe fn scale(&self, shape: &Shape, t: usize, z: &[f32], rho: f32) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut dot = 0.0;
-            for ((to, z), d_z) in self.d_p.row_mut(t).iter_mut().zip(z).zip(d_z) {
-                *to = rho * d_z;
-                dot += d_z * z;
+            for (d, z) in self.d_p.row_mut(t).iter_mut().zip(z) {
+                dot += *d * z;
+                *d *= rho;
             }
             *self.shrink.ptr(0, t) = dot * rho * rho / shape.row() as f32;
         }
     }
 }
 
-impl<E: Lane, O: Lane> Backward<'_, E, O> {
+impl Backward<'_> {
     /// The upstream gradient, to be set for every token before [`run`](Self::run).
     ///
     /// # Safety
@@ -151,7 +169,7 @@ impl<E: Lane, O: Lane> Backward<'_, E, O> {
     ///
     /// # Safety
     /// As [`upstream`](Self::upstream), which was set for every token; the operands have the stated sizes for the tokens of `c`.
-    pub unsafe fn run(&self, c: &Call<'_>, direct: &impl Direct) {
+    pub unsafe fn run(&self, c: &Call<'_>, direct: &dyn Direct) {
         let shape = self.p.shape;
         let (cut, at) = (Cut::new(&shape, c.d.tokens), shape.backward_scratch(c.d.tokens));
         let slice = CHANNELS * shape.streams * shape.columns;
@@ -187,14 +205,14 @@ fn channels(shape: &Shape, block: usize) -> usize {
 }
 
 /// Copies a block's part of `φ ⊙ w` to `[P][CHANNELS]`, padded with zeros.
-struct Fold<'a, E> {
-    p: &'a Projection<'a, E>,
+struct Fold<'a> {
+    p: &'a Projection<'a>,
     block: usize,
     stream: usize,
     to: *mut f32,
 }
 
-impl<E: Lane> SimdFn for Fold<'_, E> {
+impl SimdFn for Fold<'_> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
@@ -221,17 +239,17 @@ impl<E: Lane> SimdFn for Fold<'_, E> {
 }
 
 /// A block of channels over a chunk of tokens.
-struct Slice<'a, E, O, D> {
-    b: &'a Backward<'a, E, O>,
-    direct: &'a D,
+struct Slice<'a> {
+    b: &'a Backward<'a>,
+    direct: &'a dyn Direct,
     upstream: Upstream<'a>,
     block: usize,
-    tokens: core::ops::Range<usize>,
+    tokens: Range<usize>,
     /// Phi's slice and the partial d_phi, `[n][P][CHANNELS]`.
     slices: (*const f32, &'a mut [f32]),
 }
 
-impl<E: Lane, O: Lane, D: Direct> SimdFn for Slice<'_, E, O, D> {
+impl SimdFn for Slice<'_> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
@@ -240,96 +258,101 @@ impl<E: Lane, O: Lane, D: Direct> SimdFn for Slice<'_, E, O, D> {
     }
 }
 
-impl<E: Lane, O: Lane, D: Direct> Slice<'_, E, O, D> {
+impl Slice<'_> {
     /// With tiles of `V` vectors along the channels, for [`ROWS`] tokens or `Q` columns.
     #[inline(always)]
     fn tiles<S: Simd, const V: usize, const Q: usize>(self, s: S) {
         let Slice { b, direct, upstream, block, tokens, slices: (phi, d_phi) } = self;
         let (shape, x) = (b.p.shape, b.p.x);
-        let (c, len) = (block * CHANNELS, channels(&shape, block));
-        let groups = len.div_ceil(V * S::LANES);
-        let (mut staged, mut shared) = (Buffer::<{ TOKENS * CHANNELS }>::new(), Buffer::<{ TOKENS * CHANNELS }>::new());
-        let (staged, shared) = (staged.zeros(TOKENS * CHANNELS), shared.zeros(TOKENS * CHANNELS));
+        let (channel, len) = (block * CHANNELS, channels(&shape, block));
+        let mut buffers = [const { Buffer::<{ TOKENS * CHANNELS }>::new() }; 3];
+        let [staged, shared, d_x] = buffers.each_mut().map(|buffer| buffer.zeros(TOKENS * CHANNELS));
         d_phi.fill(0.0);
         for first in tokens.clone().step_by(TOKENS) {
-            let here = first..(first + TOKENS).min(tokens.end);
-            // SAFETY: tokens, streams and channels are in range; the buffers have CHANNELS numbers a token, the slices a column.
-            unsafe {
-                for (row, t) in here.clone().enumerate() {
-                    direct.shared(s, t, c, len, shared.as_mut_ptr().add(row * CHANNELS));
-                }
-                for i in 0..shape.streams {
-                    stage(s, x, here.clone(), (i, c, len), staged);
-                    let slice = i * shape.columns * CHANNELS;
-                    let next = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
-                    let ahead =
-                        |row: usize| x.at((next.0 + row).min(tokens.end - 1)).ptr(next.1, c).cast_const().cast();
-                    for g in 0..groups {
-                        for j in (0..shape.columns).step_by(Q) {
-                            let to = d_phi.as_mut_ptr().add(slice + j * CHANNELS + g * V * S::LANES);
-                            let d_p = upstream.d_p;
-                            let from = staged.as_ptr().add(g * V * S::LANES);
-                            if j + Q <= shape.columns {
-                                phi_tile::<S, V, Q>(
-                                    s,
-                                    from,
-                                    d_p,
-                                    here.clone(),
-                                    j,
-                                    to,
-                                    (g * V * S::LANES * size_of::<E>(), &ahead),
-                                );
-                            } else {
-                                for j in j..shape.columns {
-                                    let to = d_phi.as_mut_ptr().add(slice + j * CHANNELS + g * V * S::LANES);
-                                    phi_tile::<S, V, 1>(
-                                        s,
-                                        from,
-                                        d_p,
-                                        here.clone(),
-                                        j,
-                                        to,
-                                        (g * V * S::LANES * size_of::<E>(), &ahead),
-                                    );
-                                }
-                            }
-                        }
-                        for row in (0..here.len()).step_by(ROWS) {
-                            let at = (row, g * V * S::LANES, len);
-                            b.x_tile::<S, V, D>(
+            let part = Part { tokens: first..(first + TOKENS).min(tokens.end), channel, len };
+            direct.shared(&part, shared);
+            for i in 0..shape.streams {
+                direct.stream(&part, i, shared, d_x);
+                let slice = i * shape.columns * CHANNELS;
+                let next = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
+                // SAFETY: tokens, stream and channels are in range; the buffers have CHANNELS numbers a token, the slices a column.
+                unsafe {
+                    part.for_each(
+                        #[inline(always)]
+                        |t, at| by_rows!(x, x => rows::widen(s, x.at(t).ptr(i, channel), len, staged.as_mut_ptr().add(at))),
+                    );
+                    for at in (0..len).step_by(V * S::LANES) {
+                        let ahead = Ahead { x, row: next.0, end: tokens.end, i: next.1, c: channel + at };
+                        let d_phi = d_phi.as_mut_ptr().add(slice + at);
+                        let from = staged.as_ptr().add(at);
+                        let mut j = 0;
+                        while j + Q <= shape.columns {
+                            phi_tile::<S, V, Q>(
                                 s,
-                                direct,
+                                from,
+                                upstream.d_p,
+                                part.tokens.clone(),
+                                j,
+                                d_phi.add(j * CHANNELS),
+                                ahead,
+                            );
+                            j += Q;
+                        }
+                        while j < shape.columns {
+                            phi_tile::<S, V, 1>(
+                                s,
+                                from,
+                                upstream.d_p,
+                                part.tokens.clone(),
+                                j,
+                                d_phi.add(j * CHANNELS),
+                                ahead,
+                            );
+                            j += 1;
+                        }
+                        for row in (0..part.tokens.len()).step_by(ROWS) {
+                            let rows = first + row..part.tokens.end.min(first + row + ROWS);
+                            let at = row * CHANNELS + at;
+                            let columns = (phi.add(slice + at % CHANNELS), shape.columns);
+                            x_tile::<S, V>(
+                                s,
                                 upstream,
-                                here.clone(),
-                                (i, c),
-                                at,
-                                phi.add(slice),
-                                staged,
-                                shared,
+                                rows,
+                                columns,
+                                staged.as_ptr().add(at),
+                                d_x.as_mut_ptr().add(at),
                             );
                         }
                     }
+                    part.for_each(
+                        #[inline(always)]
+                        |t, at| b.d_x.put(s, t, (i, channel, len), d_x.as_ptr().add(at)),
+                    );
                 }
             }
         }
     }
 }
 
-/// Leaves channels `c .. c + len` of stream `i` of a block of tokens in `staged`, as f32, padded with zeros to whole vectors.
-///
-/// # Safety
-/// Tokens, stream and channels are in range; `staged` has [`CHANNELS`] numbers a token.
-#[inline(always)]
-unsafe fn stage<S: Simd, E: Lane>(
-    s: S,
-    x: Rows<'_, E>,
-    tokens: core::ops::Range<usize>,
-    (i, c, len): (usize, usize, usize),
-    staged: &mut [f32],
-) {
-    for (row, t) in tokens.enumerate() {
-        // SAFETY: the row has `len` channels from `c` on; whole vectors fit into CHANNELS.
-        unsafe { rows::widen(s, x.at(t).ptr(i, c), len, staged.as_mut_ptr().add(row * CHANNELS)) };
+/// The part of x that is wanted next.
+#[derive(Clone, Copy)]
+struct Ahead<'a> {
+    x: Streams<'a>,
+    row: usize,
+    end: usize,
+    i: usize,
+    c: usize,
+}
+
+impl Ahead<'_> {
+    /// Asks for it in the row of another token.
+    ///
+    /// # Safety
+    /// Stream, channel and the tokens below `end` are in range.
+    #[inline(always)]
+    unsafe fn fetch(&self, row: usize) {
+        // SAFETY: the caller's promise.
+        prefetch(unsafe { self.x.address((self.row + row).min(self.end - 1), self.i, self.c) });
     }
 }
 
@@ -342,10 +365,10 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
     s: S,
     x: *const f32,
     d_p: Rows<'_, f32>,
-    tokens: core::ops::Range<usize>,
+    tokens: Range<usize>,
     j: usize,
     d_phi: *mut f32,
-    (offset, ahead): (usize, &impl Fn(usize) -> *const u8),
+    ahead: Ahead<'_>,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -356,7 +379,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
             }
         }
         for (row, t) in tokens.enumerate() {
-            prefetch(ahead(row).wrapping_add(offset));
+            ahead.fetch(row);
             let weights = d_p.ptr(t, j);
             let mut xv = [s.zero(); V];
             for v in 0..V {
@@ -377,57 +400,46 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
     }
 }
 
-impl<E: Lane, O: Lane> Backward<'_, E, O> {
-    /// d_x of [`ROWS`] tokens from row `row` of the block on, `V` vectors of stream `i` from `at` channels behind `c` on.
-    ///
-    /// # Safety
-    /// As the caller's.
-    #[inline(always)]
-    unsafe fn x_tile<S: Simd, const V: usize, D: Direct>(
-        &self,
-        s: S,
-        direct: &D,
-        upstream: Upstream<'_>,
-        tokens: core::ops::Range<usize>,
-        (i, c): (usize, usize),
-        (row, at, len): (usize, usize, usize),
-        phi: *const f32,
-        staged: &[f32],
-        shared: &[f32],
-    ) {
-        let rows_here = (tokens.len() - row).min(ROWS);
-        // SAFETY: rows beyond the last repeat it and are not stored; columns and vectors are in range.
-        unsafe {
-            let mut d_p = [core::ptr::null(); ROWS];
+/// Adds to d_x, `V` vectors of [`ROWS`] tokens or what is left of them, what comes through the projection.
+///
+/// # Safety
+/// Tokens are in range; `x` and `d_x` have [`CHANNELS`] numbers a token, `phi` for each of its `columns`, V vectors of them in use.
+#[inline(always)]
+unsafe fn x_tile<S: Simd, const V: usize>(
+    s: S,
+    upstream: Upstream<'_>,
+    tokens: Range<usize>,
+    (phi, columns): (*const f32, usize),
+    x: *const f32,
+    d_x: *mut f32,
+) {
+    // SAFETY: rows beyond the last repeat it and are not stored; columns and vectors are in range.
+    unsafe {
+        let mut d_p = [core::ptr::null(); ROWS];
+        for r in 0..ROWS {
+            d_p[r] = upstream.d_p.ptr((tokens.start + r).min(tokens.end - 1), 0).cast_const();
+        }
+        let mut acc = [[s.zero(); V]; ROWS];
+        for j in 0..columns {
+            let mut w = [s.zero(); V];
+            for v in 0..V {
+                w[v] = s.load_f32(phi.add(j * CHANNELS + v * S::LANES));
+            }
             for r in 0..ROWS {
-                d_p[r] = upstream.d_p.ptr(tokens.start + row + r.min(rows_here - 1), 0).cast_const();
-            }
-            let mut acc = [[s.zero(); V]; ROWS];
-            for j in 0..self.p.shape.columns {
-                let mut w = [s.zero(); V];
+                let d_p = s.splat(*d_p[r].add(j));
                 for v in 0..V {
-                    w[v] = s.load_f32(phi.add(j * CHANNELS + at + v * S::LANES));
-                }
-                for r in 0..ROWS {
-                    let d_p = s.splat(*d_p[r].add(j));
-                    for v in 0..V {
-                        acc[r][v] = s.fma(d_p, w[v], acc[r][v]);
-                    }
+                    acc[r][v] = s.fma(d_p, w[v], acc[r][v]);
                 }
             }
-            for r in 0..rows_here {
-                let t = tokens.start + row + r;
+        }
+        for r in 0..ROWS {
+            let t = tokens.start + r;
+            if t < tokens.end {
                 let shrink = s.splat(-*upstream.shrink.ptr(0, t));
                 for v in 0..V {
-                    let channel = at + v * S::LANES;
-                    if channel < len {
-                        let (n, full) = ((len - channel).min(S::LANES), len - channel >= S::LANES);
-                        let local = (row + r) * CHANNELS + channel;
-                        let x = s.load_f32(staged.as_ptr().add(local));
-                        let term = direct.term(s, t, i, c + channel, n, shared.as_ptr().add(local));
-                        let d_x = s.add(s.fma(shrink, x, acc[r][v]), term);
-                        rows::store(s, self.d_x.at(t).ptr(i, c + channel), d_x, n, full);
-                    }
+                    let at = r * CHANNELS + v * S::LANES;
+                    let through = s.fma(shrink, s.load_f32(x.add(at)), acc[r][v]);
+                    s.store_f32(d_x.add(at), s.add(through, s.load_f32(d_x.add(at))));
                 }
             }
         }
@@ -435,15 +447,15 @@ impl<E: Lane, O: Lane> Backward<'_, E, O> {
 }
 
 /// Adds the partial d_phi of a block and stream in order, and takes the norm weight out again.
-struct Finish<'a, E, O> {
-    b: &'a Backward<'a, E, O>,
+struct Finish<'a> {
+    b: &'a Backward<'a>,
     cut: Cut,
     block: usize,
     stream: usize,
     partials: Rows<'a, f32>,
 }
 
-impl<E: Lane, O: Lane> SimdFn for Finish<'_, E, O> {
+impl SimdFn for Finish<'_> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {

@@ -1,23 +1,24 @@
 //! Up to [`TOKENS`] tokens: phi where it lies, its columns shared out over the threads.
 
-use super::{BLOCK, Block, Projection, ROWS, Step, TOKENS, squares};
+use super::{BLOCK, Block, MAX_LANES, Projection, ROWS, Step, TOKENS, Tokens, squares};
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::{Lane, Simd, SimdFn},
+    simd::{Simd, SimdFn},
 };
 
 /// Columns of one task and of its register tile.
 const COLUMNS: usize = 6;
 
-impl<E: Lane> Projection<'_, E> {
+impl Projection<'_> {
     /// See [`Projection::run`].
     ///
     /// # Safety
     /// As there.
-    pub(super) unsafe fn direct(&self, c: &Call<'_>, step: &impl Step) {
+    pub(super) unsafe fn direct(&self, c: &Call<'_>, step: &dyn Step) {
         let (tokens, columns) = (c.d.tokens, self.shape.columns);
-        step.before(0..tokens);
+        let all = Tokens { range: 0..tokens, chunk: 0 };
+        step.before(&all);
         // SAFETY: the scratch has room for TOKENS rows; the tasks write different columns of it, and are done when it is read.
         let sums = unsafe { Rows::over(c.scratch::<f32>(0, 0, tokens * columns), columns) };
         c.blocks(columns.div_ceil(COLUMNS), |group| c.simd(Group { p: self, tokens, first: group * COLUMNS, sums }));
@@ -28,19 +29,19 @@ impl<E: Lane> Projection<'_, E> {
         for (t, z) in z.chunks_exact_mut(columns).enumerate() {
             z.iter_mut().for_each(|z| *z *= rho[t]);
         }
-        step.after(0..tokens, z, &rho[..tokens]);
+        step.after(&all, z, &rho[..tokens]);
     }
 }
 
 /// The sums of [`COLUMNS`] columns for every token.
-struct Group<'a, E> {
-    p: &'a Projection<'a, E>,
+struct Group<'a> {
+    p: &'a Projection<'a>,
     tokens: usize,
     first: usize,
     sums: Rows<'a, f32>,
 }
 
-impl<E: Lane> SimdFn for Group<'_, E> {
+impl SimdFn for Group<'_> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
@@ -60,7 +61,7 @@ impl<E: Lane> SimdFn for Group<'_, E> {
     }
 }
 
-impl<E: Lane> Group<'_, E> {
+impl Group<'_> {
     /// Tokens `t..t + R`.
     ///
     /// # Safety
@@ -70,17 +71,20 @@ impl<E: Lane> Group<'_, E> {
         let Group { p, first, .. } = *self;
         let shape = p.shape;
         let mut total = [[s.zero(); COLUMNS]; R];
+        let mut staged = core::mem::MaybeUninit::<[f32; ROWS * BLOCK * MAX_LANES]>::uninit();
+        let staged = staged.as_mut_ptr().cast::<f32>();
         for b in 0..shape.blocks(S::LANES) {
             let block = shape.block(S::LANES, b);
             let k = block.stream * shape.channels + block.channel;
-            let (mut x, mut phi) = ([core::ptr::null::<E>(); R], [core::ptr::null::<f32>(); COLUMNS]);
+            let (mut x, mut phi) = ([core::ptr::null(); R], [core::ptr::null(); COLUMNS]);
             // SAFETY: token, stream and channel are in range; columns beyond the last repeat it and are not used.
             unsafe {
                 for r in 0..R {
-                    x[r] = p.x.at(t + r).ptr(block.stream, block.channel);
+                    let channels = (block.stream, block.channel, block.len);
+                    x[r] = p.x.widened(s, t + r, channels, staged.add(r * BLOCK * S::LANES));
                 }
                 for q in 0..COLUMNS {
-                    phi[q] = p.phi.ptr((first + q).min(shape.columns - 1), k);
+                    phi[q] = p.phi.ptr((first + q).min(shape.columns - 1), k).cast_const();
                 }
                 let weight = p.weight.map(|w| w.as_ptr().add(k));
                 let acc = tile(s, x, phi, weight, block);
@@ -103,11 +107,11 @@ impl<E: Lane> Group<'_, E> {
 /// `acc[r][q] = Σ_v x_r[v]·phi_q[v]`, in the order of the packed tile.
 ///
 /// # Safety
-/// Every pointer is readable for `block.len` elements.
+/// The rows of x are readable for whole vectors, every other pointer for `block.len` elements.
 #[inline(always)]
-unsafe fn tile<S: Simd, E: Lane, const R: usize>(
+unsafe fn tile<S: Simd, const R: usize>(
     s: S,
-    x: [*const E; R],
+    x: [*const f32; R],
     phi: [*const f32; COLUMNS],
     weight: Option<*const f32>,
     block: Block,
@@ -120,7 +124,7 @@ unsafe fn tile<S: Simd, E: Lane, const R: usize>(
         unsafe {
             let mut xv = [s.zero(); R];
             for r in 0..R {
-                xv[r] = rows::load(s, x[r].add(at), n, full);
+                xv[r] = s.load_f32(x[r].add(at));
             }
             for q in 0..COLUMNS {
                 let mut w = rows::load(s, phi[q].add(at), n, full);
@@ -137,30 +141,27 @@ unsafe fn tile<S: Simd, E: Lane, const R: usize>(
 }
 
 /// ρ of every token.
-struct Rms<'a, E> {
-    p: &'a Projection<'a, E>,
+struct Rms<'a> {
+    p: &'a Projection<'a>,
     rho: &'a mut [f32],
 }
 
-impl<E: Lane> SimdFn for Rms<'_, E> {
+impl SimdFn for Rms<'_> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let shape = self.p.shape;
+        let mut staged = core::mem::MaybeUninit::<[f32; BLOCK * MAX_LANES]>::uninit();
         for (t, rho) in self.rho.iter_mut().enumerate() {
-            let mut sum = [0.0f32; BLOCK];
+            let mut sum = [0.0f32; MAX_LANES];
             for b in 0..shape.blocks(S::LANES) {
                 let block = shape.block(S::LANES, b);
-                // SAFETY: token, stream and channel are in range; a vector has fewer lanes than `sum`.
+                // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors, and `sum` one.
                 unsafe {
-                    squares(
-                        s,
-                        [self.p.x.at(t).ptr(block.stream, block.channel).cast_const()],
-                        block,
-                        [sum.as_mut_ptr()],
-                        None,
-                    )
-                };
+                    let channels = (block.stream, block.channel, block.len);
+                    let x = self.p.x.widened(s, t, channels, staged.as_mut_ptr().cast());
+                    squares(s, [x], block.vectors, [sum.as_mut_ptr()]);
+                }
             }
             // SAFETY: as above.
             *rho = rows::inv_rms(s.sum(unsafe { s.load_f32(sum.as_ptr()) }), shape.row(), self.p.rms_eps);

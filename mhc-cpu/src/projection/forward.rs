@@ -2,35 +2,38 @@
 
 use core::ops::Range;
 
-use super::{BLOCK, Buffer, MAX_COLUMNS, Projection, ROWS, Shape, Step, TOKENS, squares};
+use super::{BLOCK, Buffer, Chunks, MAX_COLUMNS, MAX_LANES, Projection, ROWS, Shape, Step, TOKENS, Tokens, squares};
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::{Lane, Simd, SimdFn, prefetch},
+    simd::{Simd, SimdFn, prefetch},
 };
 
 /// Columns whose sums are kept at once; a multiple of every tile width.
 const PANEL: usize = 96;
 
-const MAX_LANES: usize = 16;
-
-impl<E: Lane> Projection<'_, E> {
+impl Projection<'_> {
     /// See [`Projection::run`].
     ///
     /// # Safety
     /// As there.
-    pub(super) unsafe fn packed(&self, c: &Call<'_>, step: &impl Step) {
+    pub(super) unsafe fn packed(&self, c: &Call<'_>, step: &dyn Step) {
         let Projection { phi, weight, shape, .. } = *self;
         let panel = Panel(c.scratch.cast::<f32>());
         // SAFETY: each block of K is one task's alone, and the scratch has the packed panel's size.
         c.blocks(c.simd(Blocks(shape)), |b| c.simd(Pack { shape, phi, weight, b, panel }));
-        c.tokens(TOKENS, |tokens| {
+        let chunks = Chunks::of(c.d.tokens);
+        c.blocks(chunks.count(), |chunk| {
             let (mut z, mut rho) = (Buffer::<{ TOKENS * MAX_COLUMNS }>::new(), [0.0; TOKENS]);
-            let z = z.zeros(tokens.len() * shape.columns);
-            let rho = &mut rho[..tokens.len()];
-            step.before(tokens.clone());
-            c.simd(Tokens { p: self, panel, tokens: tokens.clone(), z, rho });
-            step.after(tokens, z, rho);
+            let all = chunks.tokens(chunk);
+            for first in all.clone().step_by(TOKENS) {
+                let tokens = Tokens { range: first..(first + TOKENS).min(all.end), chunk };
+                let z = z.zeros(tokens.range.len() * shape.columns);
+                let rho = &mut rho[..tokens.range.len()];
+                step.before(&tokens);
+                c.simd(Product { p: self, panel, tokens: tokens.range.clone(), z, rho });
+                step.after(&tokens, z, rho);
+            }
         });
     }
 }
@@ -95,30 +98,33 @@ impl SimdFn for Pack<'_> {
 }
 
 /// Projects a block of tokens.
-struct Tokens<'a, E> {
-    p: &'a Projection<'a, E>,
+struct Product<'a> {
+    p: &'a Projection<'a>,
     panel: Panel,
     tokens: Range<usize>,
     z: &'a mut [f32],
     rho: &'a mut [f32],
 }
 
-impl<E: Lane> SimdFn for Tokens<'_, E> {
+impl SimdFn for Product<'_> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        match self.p.shape.width(S::LANES) {
-            6 => self.width::<S, 6>(s),
-            4 => self.width::<S, 4>(s),
-            _ => self.width::<S, 3>(s),
+        // The first comparison is one of constants, so that of the widths only those that occur are compiled.
+        if S::LANES == 8 {
+            self.width::<S, 3>(s);
+        } else if self.p.shape.width(S::LANES) == 6 {
+            self.width::<S, 6>(s);
+        } else {
+            self.width::<S, 4>(s);
         }
     }
 }
 
-impl<E: Lane> Tokens<'_, E> {
+impl Product<'_> {
     #[inline(always)]
     fn width<S: Simd, const Q: usize>(self, s: S) {
-        let Tokens { p, panel, tokens, z, rho } = self;
+        let Product { p, panel, tokens, z, rho } = self;
         let (shape, columns) = (p.shape, p.shape.columns);
         let (mut sums, mut square_sums) = (Buffer::<{ TOKENS * PANEL * MAX_LANES }>::new(), [0.0; TOKENS * MAX_LANES]);
         for first in (0..columns).step_by(PANEL) {
@@ -128,7 +134,7 @@ impl<E: Lane> Tokens<'_, E> {
             square_sums.fill(0.0);
             for b in 0..shape.blocks(S::LANES) {
                 // SAFETY: block and groups are in range; `sums` has room for the groups of every row.
-                unsafe { block::<S, E, Q>(s, p, panel, tokens.clone(), b, groups.clone(), sums, &mut square_sums) };
+                unsafe { block::<S, Q>(s, p, panel, tokens.clone(), b, groups.clone(), sums, &mut square_sums) };
             }
             for t in 0..tokens.len() {
                 // SAFETY: each row has its sums of squares, and of every column.
@@ -150,9 +156,9 @@ impl<E: Lane> Tokens<'_, E> {
 /// # Safety
 /// `tokens`, `b` and `groups` are in range; `sums` is `[TOKENS][groups][Q][LANES]`.
 #[inline(always)]
-unsafe fn block<S: Simd, E: Lane, const Q: usize>(
+unsafe fn block<S: Simd, const Q: usize>(
     s: S,
-    p: &Projection<'_, E>,
+    p: &Projection<'_>,
     panel: Panel,
     tokens: Range<usize>,
     b: usize,
@@ -162,38 +168,32 @@ unsafe fn block<S: Simd, E: Lane, const Q: usize>(
 ) {
     let (shape, columns) = (p.shape, p.shape.columns.next_multiple_of(Q));
     let block = shape.block(S::LANES, b);
-    let next = shape.block(S::LANES, (b + 1) % shape.blocks(S::LANES));
-    let plain = E::DTYPE == mhc_core::DType::F32 && block.len.is_multiple_of(S::LANES);
+    let last = b + 1 == shape.blocks(S::LANES);
+    let next = shape.block(S::LANES, if last { 0 } else { b + 1 });
     let mut staged = core::mem::MaybeUninit::<[f32; ROWS * BLOCK * MAX_LANES]>::uninit();
     let staged = staged.as_mut_ptr().cast::<f32>();
     for t in (0..tokens.len()).step_by(ROWS) {
-        let (mut x, mut ahead, mut f32_rows) =
-            ([core::ptr::null(); ROWS], [core::ptr::null(); ROWS], [core::ptr::null(); ROWS]);
+        let (mut x, mut ahead) = ([core::ptr::null(); ROWS], [core::ptr::null(); ROWS]);
         let mut square_rows = [core::ptr::null_mut(); ROWS];
         for r in 0..ROWS {
             // Rows beyond the last are computed from the last, and not used.
             let row = tokens.start + (t + r).min(tokens.len() - 1);
-            // SAFETY: token, stream and channel are in range; `staged` has BLOCK vectors a row.
+            let next_row = if last { (row + TOKENS).min(p.tokens - 1) } else { row };
+            // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors a row.
             unsafe {
-                x[r] = p.x.at(row).ptr(block.stream, block.channel).cast_const();
-                ahead[r] = p.x.at(row).ptr(next.stream, next.channel).cast_const().cast::<u8>();
-                f32_rows[r] = if plain { x[r].cast::<f32>() } else { staged.add(r * BLOCK * S::LANES).cast_const() };
+                let channels = (block.stream, block.channel, block.len);
+                x[r] = p.x.widened(s, row, channels, staged.add(r * BLOCK * S::LANES));
+                ahead[r] = p.x.address(next_row, next.stream, next.channel);
             }
             square_rows[r] = square_sums[(t + r) * S::LANES..].as_mut_ptr();
         }
         // SAFETY: pointers as above; the panel's slice of this block and group has `block.vectors` times Q vectors.
         unsafe {
-            squares(s, x, block, square_rows, (!plain).then_some(staged));
+            squares(s, x, block.vectors, square_rows);
             for g in groups.clone() {
                 let slice = (block.before * columns + g * block.vectors * Q) * S::LANES;
-                let acc = tile::<S, Q>(
-                    s,
-                    f32_rows,
-                    panel.0.add(slice),
-                    block.vectors,
-                    ahead[g % ROWS],
-                    S::LANES * size_of::<E>(),
-                );
+                let ahead = (ahead[g % ROWS], S::LANES * p.x.size());
+                let acc = tile::<S, Q>(s, x, panel.0.add(slice), block.vectors, ahead);
                 for r in 0..ROWS {
                     let row = ((t + r) * groups.len() + g - groups.start) * Q;
                     for q in 0..Q {
@@ -216,8 +216,7 @@ unsafe fn tile<S: Simd, const Q: usize>(
     x: [*const f32; ROWS],
     phi: *const f32,
     vectors: usize,
-    ahead: *const u8,
-    step: usize,
+    (ahead, step): (*const u8, usize),
 ) -> [[S::V; Q]; ROWS] {
     let mut acc = [[s.zero(); Q]; ROWS];
     for v in 0..vectors {

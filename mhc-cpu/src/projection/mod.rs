@@ -17,19 +17,23 @@ mod backward;
 mod direct;
 mod forward;
 
-pub(crate) use backward::{Backward, Direct, NoDirect};
+pub(crate) use backward::{Backward, Direct, NoDirect, Part, Upstream};
 
 use core::{mem::MaybeUninit, ops::Range};
 
-use mhc_core::Dims;
+use mhc_core::{DType, Dims, bf16, f16};
 
 use crate::{
     call::{Call, Rows},
-    simd::{Lane, Simd},
+    rows,
+    simd::Simd,
 };
 
 /// Tokens of one block of the forward pass: the rows of x and phi's panel share an L2 of 1 to 2 MB.
 pub(crate) const TOKENS: usize = 16;
+
+/// The most chunks that blocks are handed out in, so that callers can have scratch for each.
+const MAX_CHUNKS: usize = 64;
 
 /// Tokens of a register tile.
 const ROWS: usize = 4;
@@ -37,14 +41,17 @@ const ROWS: usize = 4;
 /// Vectors of one block along K: 6 columns of phi are 12 KB of L1, four rows of x 8 KB.
 const BLOCK: usize = 32;
 
+/// Lanes of the widest vectors.
+const MAX_LANES: usize = 16;
+
 /// The most columns, those of n = 32.
 const MAX_COLUMNS: usize = 32 * 34;
 
 /// One projection: operands and sizes.
 #[derive(Clone, Copy)]
-pub(crate) struct Projection<'a, E> {
+pub(crate) struct Projection<'a> {
     /// `x [T, n, C]`.
-    pub x: Rows<'a, E>,
+    pub x: Streams<'a>,
     /// `phi [P, K]`.
     pub phi: Rows<'a, f32>,
     /// The norm weight `[K]`.
@@ -53,6 +60,8 @@ pub(crate) struct Projection<'a, E> {
     pub rms_eps: f32,
     /// Sizes.
     pub shape: Shape,
+    /// T.
+    pub tokens: usize,
 }
 
 /// Sizes of a projection.
@@ -123,28 +132,60 @@ impl Shape {
     }
 }
 
+/// The chunks of whole blocks that T tokens are handed out in: a task each, at most [`MAX_CHUNKS`].
+#[derive(Clone, Copy)]
+pub(crate) struct Chunks {
+    tokens: usize,
+    len: usize,
+}
+
+impl Chunks {
+    /// For T tokens.
+    pub fn of(tokens: usize) -> Self {
+        Self { tokens, len: tokens.div_ceil(MAX_CHUNKS).next_multiple_of(TOKENS).max(TOKENS) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.tokens.div_ceil(self.len)
+    }
+
+    /// The tokens of one.
+    fn tokens(&self, chunk: usize) -> Range<usize> {
+        chunk * self.len..((chunk + 1) * self.len).min(self.tokens)
+    }
+}
+
+/// At most [`TOKENS`] tokens.
+#[derive(Clone)]
+pub(crate) struct Tokens {
+    /// Which.
+    pub range: Range<usize>,
+    /// The chunk they are part of; its blocks follow each other on one thread.
+    pub chunk: usize,
+}
+
 /// What a caller does with a block of tokens before and after its projection. Implementations bring themselves to vectors.
 pub(crate) trait Step: Sync {
     /// Called before the block's rows of x are read.
-    fn before(&self, tokens: Range<usize>) {
+    fn before(&self, tokens: &Tokens) {
         let _ = tokens;
     }
 
-    /// Called with the block's `z [tokens, P]` and `inv_rms [tokens]`, its rows of x still in cache.
-    fn after(&self, tokens: Range<usize>, z: &mut [f32], inv_rms: &[f32]);
+    /// Called with the block's `z [tokens, P]`, which may be overwritten, and `inv_rms [tokens]`, its rows of x still in cache.
+    fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]);
 }
 
-impl<E: Lane> Projection<'_, E> {
+impl Projection<'_> {
     /// Projects every token, in blocks of [`TOKENS`].
     ///
     /// # Safety
     /// The operands have the stated sizes for the tokens of `c`, the scratch of `c` begins with [`Shape::workspace`] bytes that
     /// nothing else uses, and no one but `step` writes x meanwhile.
-    pub unsafe fn run(&self, c: &Call<'_>, step: &impl Step) {
-        let tokens = c.d.tokens;
+    pub unsafe fn run(&self, c: &Call<'_>, step: &dyn Step) {
         // SAFETY: the caller's promise is the callees'.
         unsafe {
-            match tokens {
+            match self.tokens {
                 0 => {}
                 1..=TOKENS => self.direct(c, step),
                 _ => self.packed(c, step),
@@ -157,7 +198,7 @@ impl<E: Lane> Projection<'_, E> {
 pub(crate) struct Buffer<const N: usize>(MaybeUninit<[f32; N]>);
 
 impl<const N: usize> Buffer<N> {
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
         Self(MaybeUninit::uninit())
     }
 
@@ -174,31 +215,101 @@ impl<const N: usize> Buffer<N> {
     }
 }
 
-/// Adds the squares of a block's channels to `sums`, one vector a row, and where `staged` is given leaves the rows there as f32, each
-/// padded with zeros to whole vectors, [`BLOCK`] vectors apart.
-///
-/// # Safety
-/// Every pointer of `x` is readable for `block.len` elements; `sums` holds a vector a row, `staged` [`BLOCK`] vectors a row.
-#[inline(always)]
-unsafe fn squares<S: Simd, E: Lane, const R: usize>(
-    s: S,
-    x: [*const E; R],
-    block: Block,
-    sums: [*mut f32; R],
-    staged: Option<*mut f32>,
-) {
-    let mut acc = [[s.zero(); 2]; R];
-    for v in 0..block.vectors {
-        let left = block.len - v * S::LANES;
-        for r in 0..R {
-            // SAFETY: the vector begins before the block's end, and loads no more than what is left.
-            unsafe {
-                let value = crate::rows::load(s, x[r].add(v * S::LANES), left.min(S::LANES), left >= S::LANES);
-                acc[r][v % 2] = s.fma(value, value, acc[r][v % 2]);
-                if let Some(staged) = staged {
-                    s.store_f32(staged.add((r * BLOCK + v) * S::LANES), value);
+/// `[T, n, C]` of any element type. The products work on f32, so that they are compiled once and not for every type; rows of other
+/// types are widened to a few KB of stack, which costs less than widening them in registers once for every group of columns.
+#[derive(Clone, Copy)]
+pub(crate) enum Streams<'a> {
+    F32(Rows<'a, f32>),
+    Bf16(Rows<'a, bf16>),
+    F16(Rows<'a, f16>),
+}
+
+/// Runs the block with `$rows` standing for the rows of a [`Streams`].
+macro_rules! by_rows {
+    ($streams:expr, $rows:ident => $body:expr) => {
+        match $streams {
+            Streams::F32($rows) => $body,
+            Streams::Bf16($rows) => $body,
+            Streams::F16($rows) => $body,
+        }
+    };
+}
+
+use by_rows;
+
+impl<'a> Streams<'a> {
+    /// The operand called `name`, of the streams' element type.
+    pub fn of(c: &'a Call<'_>, name: &str) -> Self {
+        match c.act {
+            DType::F32 => Self::F32(c.rows(name)),
+            DType::Bf16 => Self::Bf16(c.rows(name)),
+            DType::F16 => Self::F16(c.rows(name)),
+        }
+    }
+
+    /// Address of an element.
+    ///
+    /// # Safety
+    /// Token, stream and channel are in range.
+    #[inline(always)]
+    unsafe fn address(&self, t: usize, i: usize, c: usize) -> *const u8 {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(self, x => x.at(t).ptr(i, c).cast_const().cast()) }
+    }
+
+    /// Bytes of an element.
+    #[inline(always)]
+    fn size(&self) -> usize {
+        if matches!(self, Self::F32(_)) { 4 } else { 2 }
+    }
+
+    /// `len` channels of a row as f32, padded with zeros to whole vectors: where they are, if that is so already, else in `staged`.
+    ///
+    /// # Safety
+    /// Token, stream and channels are in range; `staged` is writable for `len` numbers, rounded up to whole vectors.
+    #[inline(always)]
+    unsafe fn widened<S: Simd>(
+        &self,
+        s: S,
+        t: usize,
+        (i, c, len): (usize, usize, usize),
+        staged: *mut f32,
+    ) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Self::F32(x) if len.is_multiple_of(S::LANES) => x.at(t).ptr(i, c),
+                _ => {
+                    by_rows!(self, x => rows::widen(s, x.at(t).ptr(i, c), len, staged));
+                    staged
                 }
             }
+        }
+    }
+
+    /// Rounds `len` channels to the element type.
+    ///
+    /// # Safety
+    /// Token, stream and channels are in range and no one else's; `from` is readable for `len` numbers, rounded up to whole vectors.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, s: S, t: usize, (i, c, len): (usize, usize, usize), from: *const f32) {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(self, x => rows::narrow(s, from, len, x.at(t).ptr(i, c))) }
+    }
+}
+
+/// Adds the squares of R rows of f32, `vectors` vectors each, to `sums`, a vector a row.
+///
+/// # Safety
+/// Rows and sums are that long.
+#[inline(always)]
+unsafe fn squares<S: Simd, const R: usize>(s: S, x: [*const f32; R], vectors: usize, sums: [*mut f32; R]) {
+    let mut acc = [[s.zero(); 2]; R];
+    for v in 0..vectors {
+        for r in 0..R {
+            // SAFETY: `v` is one of the row's vectors.
+            let value = unsafe { s.load_f32(x[r].add(v * S::LANES)) };
+            acc[r][v % 2] = s.fma(value, value, acc[r][v % 2]);
         }
     }
     for r in 0..R {

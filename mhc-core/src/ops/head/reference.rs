@@ -56,9 +56,11 @@ pub fn backward<R: Real>(
         let g = &g[t * c..][..c];
         for i in 0..n {
             let e = t * n + i;
-            let s = (scale[0] * z[e] + bias[i]).sigmoid();
+            let logit = scale[0] * z[e] + bias[i];
+            let s = logit.sigmoid();
             let d_h: R = g.iter().zip(&x[e * c..][..c]).map(|(&g, &x)| g * x).sum();
-            let d_t = d_h * s * (R::one() - s);
+            // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
+            let d_t = d_h * s * (-logit).sigmoid();
             d_scale += d_t * z[e];
             d_bias[i] += d_t;
             d_z.push(scale[0] * d_t);
