@@ -76,10 +76,15 @@ impl Call<'_> {
 
     /// Calls `f` once for each of `blocks`, in parallel. What a block computes must depend on its number alone, never on the thread.
     pub fn blocks(&self, blocks: usize, f: impl Fn(usize) + Sync) {
+        self.blocks_of(blocks, &f);
+    }
+
+    /// [`blocks`](Self::blocks), compiled once.
+    fn blocks_of(&self, blocks: usize, f: &(dyn Fn(usize) + Sync)) {
         if blocks <= 1 || self.threads == 1 {
-            (0..blocks).for_each(&f);
+            (0..blocks).for_each(f);
         } else {
-            (0..blocks).into_par_iter().with_max_len(1).for_each(&f);
+            (0..blocks).into_par_iter().with_max_len(1).for_each(f);
         }
     }
 

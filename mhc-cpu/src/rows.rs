@@ -51,22 +51,25 @@ pub(crate) unsafe fn mix_add<S: Simd, E: Lane, B: Lane, O: Lane>(
     out: Rows<'_, O>,
 ) {
     debug_assert!(w.len() >= outs * ins);
-    // SAFETY: the caller's promise; the groups cover `outs` rows.
-    unsafe {
-        if (outs, ins) == (4, 4) {
-            return mix_4x4(s, w, a, pb, out);
-        }
-        let mut i = 0;
-        while i < outs {
-            let rows = group(outs - i);
-            match rows {
-                4 => mix_group::<S, E, B, O, 4>(s, ins, w, a, pb, out, i),
-                2 => mix_group::<S, E, B, O, 2>(s, ins, w, a, pb, out, i),
-                _ => mix_group::<S, E, B, O, 1>(s, ins, w, a, pb, out, i),
+    s.outlined(
+        #[inline(always)]
+        // SAFETY: the caller's promise; the groups cover `outs` rows.
+        || unsafe {
+            if (outs, ins) == (4, 4) {
+                return mix_4x4(s, w, a, pb, out);
             }
-            i += rows;
-        }
-    }
+            let mut i = 0;
+            while i < outs {
+                let rows = group(outs - i);
+                match rows {
+                    4 => mix_group::<S, E, B, O, 4>(s, ins, w, a, pb, out, i),
+                    2 => mix_group::<S, E, B, O, 2>(s, ins, w, a, pb, out, i),
+                    _ => mix_group::<S, E, B, O, 1>(s, ins, w, a, pb, out, i),
+                }
+                i += rows;
+            }
+        },
+    );
 }
 
 /// [`mix_add`] for n = 4, the weights in registers.
@@ -161,31 +164,36 @@ pub(crate) unsafe fn dots<S: Simd, A: Lane, B: Lane>(
     b: Rows<'_, B>,
     out: &mut [f32],
 ) {
-    let mut i = 0;
-    while i < na {
-        let gi = group(na - i);
-        let mut j = 0;
-        while j < m {
-            let gj = group(m - j);
-            let at = (i, j);
-            // SAFETY: the tile is in range.
-            unsafe {
-                match (gi, gj) {
-                    (4, 4) => dot_tile::<S, A, B, 4, 4>(s, a, b, at, m, out),
-                    (4, 2) => dot_tile::<S, A, B, 4, 2>(s, a, b, at, m, out),
-                    (4, _) => dot_tile::<S, A, B, 4, 1>(s, a, b, at, m, out),
-                    (2, 4) => dot_tile::<S, A, B, 2, 4>(s, a, b, at, m, out),
-                    (2, 2) => dot_tile::<S, A, B, 2, 2>(s, a, b, at, m, out),
-                    (2, _) => dot_tile::<S, A, B, 2, 1>(s, a, b, at, m, out),
-                    (_, 4) => dot_tile::<S, A, B, 1, 4>(s, a, b, at, m, out),
-                    (_, 2) => dot_tile::<S, A, B, 1, 2>(s, a, b, at, m, out),
-                    _ => dot_tile::<S, A, B, 1, 1>(s, a, b, at, m, out),
+    s.outlined(
+        #[inline(always)]
+        || {
+            let mut i = 0;
+            while i < na {
+                let gi = group(na - i);
+                let mut j = 0;
+                while j < m {
+                    let gj = group(m - j);
+                    let at = (i, j);
+                    // SAFETY: the tile is in range.
+                    unsafe {
+                        match (gi, gj) {
+                            (4, 4) => dot_tile::<S, A, B, 4, 4>(s, a, b, at, m, out),
+                            (4, 2) => dot_tile::<S, A, B, 4, 2>(s, a, b, at, m, out),
+                            (4, _) => dot_tile::<S, A, B, 4, 1>(s, a, b, at, m, out),
+                            (2, 4) => dot_tile::<S, A, B, 2, 4>(s, a, b, at, m, out),
+                            (2, 2) => dot_tile::<S, A, B, 2, 2>(s, a, b, at, m, out),
+                            (2, _) => dot_tile::<S, A, B, 2, 1>(s, a, b, at, m, out),
+                            (_, 4) => dot_tile::<S, A, B, 1, 4>(s, a, b, at, m, out),
+                            (_, 2) => dot_tile::<S, A, B, 1, 2>(s, a, b, at, m, out),
+                            _ => dot_tile::<S, A, B, 1, 1>(s, a, b, at, m, out),
+                        }
+                    }
+                    j += gj;
                 }
+                i += gi;
             }
-            j += gj;
-        }
-        i += gi;
-    }
+        },
+    );
 }
 
 #[inline(always)]
@@ -259,7 +267,10 @@ pub(crate) unsafe fn mix_bwd<S: Simd, X: Lane, Y: Lane, G: Lane, DX: Lane, DY: L
     // SAFETY: the caller's promise is the callees'.
     unsafe {
         if n == 4 {
-            return mix_bwd_4(s, a, d_h_post, d_h_res);
+            return s.outlined(
+                #[inline(always)]
+                || mix_bwd_4(s, a, d_h_post, d_h_res),
+            );
         }
         mix(s, (1, n), a.h_post, a.g, None, a.d_y);
         if let Some(d_x) = a.d_x {

@@ -143,15 +143,18 @@ impl Projection {
     /// `e` holds n² vectors of `S`.
     #[inline(always)]
     pub unsafe fn forward<S: Simd>(&self, s: S, e: *mut f32) {
-        // SAFETY: the caller's promise, and the sizes are what they are.
-        unsafe {
-            match self.n {
-                1 => self.project::<S, 1, 1>(s, e),
-                2 => self.project::<S, 2, 2>(s, e),
-                4 => self.project::<S, 4, 4>(s, e),
-                _ => self.project::<S, 0, 32>(s, e),
-            }
-        }
+        s.outlined(
+            #[inline(always)]
+            // SAFETY: the caller's promise, and the sizes are what they are.
+            || unsafe {
+                match self.n {
+                    1 => self.project::<S, 1, 1>(s, e),
+                    2 => self.project::<S, 2, 2>(s, e),
+                    4 => self.project::<S, 4, 4>(s, e),
+                    _ => self.project::<S, 0, 32>(s, e),
+                }
+            },
+        );
     }
 
     /// Replaces the gradients `g` of a group of projections by those of the logits `e`, which are lost.
@@ -162,16 +165,19 @@ impl Projection {
     pub unsafe fn backward<S: Simd>(&self, s: S, e: *mut f32, g: *mut f32, scratch: &mut [f32]) {
         debug_assert!(scratch.len() >= self.trace_len());
         let scales = scratch.as_mut_ptr();
-        // SAFETY: the caller's promise; the softmax follows the vectors of `half_steps + 1` steps.
-        unsafe {
-            let trace = Trace { scales, softmax: scales.add((self.half_steps + 1) * self.n * MAX_LANES) };
-            match self.n {
-                1 => self.gradient::<S, 1, 1>(s, e, g, trace),
-                2 => self.gradient::<S, 2, 2>(s, e, g, trace),
-                4 => self.gradient::<S, 4, 4>(s, e, g, trace),
-                _ => self.gradient::<S, 0, 32>(s, e, g, trace),
-            }
-        }
+        s.outlined(
+            #[inline(always)]
+            // SAFETY: the caller's promise; the softmax follows the vectors of `half_steps + 1` steps.
+            || unsafe {
+                let trace = Trace { scales, softmax: scales.add((self.half_steps + 1) * self.n * MAX_LANES) };
+                match self.n {
+                    1 => self.gradient::<S, 1, 1>(s, e, g, trace),
+                    2 => self.gradient::<S, 2, 2>(s, e, g, trace),
+                    4 => self.gradient::<S, 4, 4>(s, e, g, trace),
+                    _ => self.gradient::<S, 0, 32>(s, e, g, trace),
+                }
+            },
+        );
     }
 
     /// [`forward`](Self::forward) for n = `N`, or for any n if `N` is 0; `M` bounds n.

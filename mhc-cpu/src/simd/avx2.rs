@@ -17,12 +17,24 @@ pub(crate) unsafe fn run<F: SimdFn>(f: F) -> F::Output {
     f.call(Avx2(()))
 }
 
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn outlined<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
 // SAFETY of every block below: an `Avx2` exists only inside `run`, where the instructions do; pointers are the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
 unsafe impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
 
+    #[inline(always)]
+    fn outlined<R>(self, f: impl FnOnce() -> R) -> R {
+        unsafe { outlined(f) }
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> __m256 {
         unsafe { _mm256_set1_ps(v) }

@@ -17,12 +17,24 @@ pub(crate) unsafe fn run<F: SimdFn>(f: F) -> F::Output {
     f.call(Avx512(()))
 }
 
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn outlined<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
 // SAFETY of every block below: an `Avx512` exists only inside `run`, where the instructions do; pointers are the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
 unsafe impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
 
+    #[inline(always)]
+    fn outlined<R>(self, f: impl FnOnce() -> R) -> R {
+        unsafe { outlined(f) }
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> __m512 {
         unsafe { _mm512_set1_ps(v) }

@@ -17,12 +17,24 @@ pub(crate) unsafe fn run<F: SimdFn>(f: F) -> F::Output {
     f.call(Neon(()))
 }
 
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "neon")]
+#[inline(never)]
+unsafe fn outlined<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
 // SAFETY of every block below: a `Neon` exists only inside `run`, where the instructions do; pointers are the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks, unused_unsafe)]
 unsafe impl Simd for Neon {
     type V = float32x4_t;
     const LANES: usize = 4;
 
+    #[inline(always)]
+    fn outlined<R>(self, f: impl FnOnce() -> R) -> R {
+        unsafe { outlined(f) }
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> float32x4_t {
         unsafe { vdupq_n_f32(v) }

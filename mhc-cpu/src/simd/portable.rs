@@ -9,12 +9,21 @@ use super::Simd;
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
+#[inline(never)]
+fn outlined<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
 // SAFETY: needs no instruction beyond the target's baseline; pointers are the caller's promise.
 #[allow(clippy::undocumented_unsafe_blocks)]
 unsafe impl Simd for Portable {
     type V = [f32; 8];
     const LANES: usize = 8;
 
+    #[inline(always)]
+    fn outlined<R>(self, f: impl FnOnce() -> R) -> R {
+        outlined(f)
+    }
     #[inline(always)]
     fn splat(self, v: f32) -> [f32; 8] {
         [v; 8]
