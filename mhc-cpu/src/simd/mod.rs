@@ -209,7 +209,7 @@ lane!(f16, load_f16, store_f16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Level {
-    /// Plain Rust, 8 lanes; what the compiler makes of it for the target's baseline.
+    /// Plain Rust, 4 lanes; what the compiler makes of it for the target's baseline.
     Portable,
     /// AVX2, FMA and F16C, 8 lanes.
     #[cfg(target_arch = "x86_64")]
