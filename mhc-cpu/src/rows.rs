@@ -55,10 +55,11 @@ pub(crate) unsafe fn mix_add<S: Simd, E: Lane, B: Lane, O: Lane>(
         #[inline(always)]
         // SAFETY: the caller's promise; the groups cover `outs` rows.
         || unsafe {
-            if (outs, ins) == (4, 4) {
-                return mix_4x4(s, w, a, pb, out);
-            }
             let mut i = 0;
+            if (outs, ins) == (4, 4) {
+                mix_4x4(s, w, a, pb, out);
+                i = 4;
+            }
             while i < outs {
                 let rows = group(outs - i);
                 match rows {
@@ -67,6 +68,9 @@ pub(crate) unsafe fn mix_add<S: Simd, E: Lane, B: Lane, O: Lane>(
                     _ => mix_group::<S, E, B, O, 1>(s, ins, w, a, pb, out, i),
                 }
                 i += rows;
+            }
+            if out.streamed() {
+                s.fence();
             }
         },
     );
@@ -109,7 +113,7 @@ unsafe fn mix_4x4<S: Simd, E: Lane, B: Lane, O: Lane>(
                 }
             }
             for i in 0..4 {
-                store(s, out.ptr(i, c), acc[i], n, full);
+                put(s, out, (i, c), acc[i], n, full);
             }
         },
     );
@@ -146,7 +150,7 @@ unsafe fn mix_group<S: Simd, E: Lane, B: Lane, O: Lane, const G: usize>(
                 }
             }
             for g in 0..G {
-                store(s, out.ptr(i + g, c), acc[g], n, full);
+                put(s, out, (i + g, c), acc[g], n, full);
             }
         },
     );
@@ -267,10 +271,14 @@ pub(crate) unsafe fn mix_bwd<S: Simd, X: Lane, Y: Lane, G: Lane, DX: Lane, DY: L
     // SAFETY: the caller's promise is the callees'.
     unsafe {
         if n == 4 {
-            return s.outlined(
+            s.outlined(
                 #[inline(always)]
                 || mix_bwd_4(s, a, d_h_post, d_h_res),
             );
+            if a.d_x.is_some_and(|d_x| d_x.streamed()) {
+                s.fence();
+            }
+            return;
         }
         mix(s, (1, n), a.h_post, a.g, None, a.d_y);
         if let Some(d_x) = a.d_x {
@@ -318,7 +326,7 @@ unsafe fn mix_bwd_4<S: Simd, X: Lane, Y: Lane, G: Lane, DX: Lane, DY: Lane>(
                     for i in 0..4 {
                         v = s.fma(s.splat(*w.get_unchecked(j * 4 + i)), g[i], v);
                     }
-                    store(s, d_x.ptr(j, c), v, n, full);
+                    put(s, d_x, (j, c), v, n, full);
                 }
             }
         },
@@ -560,4 +568,17 @@ pub(crate) unsafe fn load<S: Simd, E: Lane>(s: S, p: *const E, n: usize, full: b
 pub(crate) unsafe fn store<S: Simd, E: Lane>(s: S, p: *mut E, v: S::V, n: usize, full: bool) {
     // SAFETY: the caller's promise.
     unsafe { if full { E::store(s, p, v) } else { E::store_n(s, p, v, n) } }
+}
+
+/// [`store`] to a row of an operand, past the caches if it is [`streamed`](Rows::streamed).
+///
+/// # Safety
+/// Row and column are in range, and `n <= LANES` elements of the row follow.
+#[inline(always)]
+unsafe fn put<S: Simd, E: Lane>(s: S, out: Rows<'_, E>, (i, c): (usize, usize), v: S::V, n: usize, full: bool) {
+    // SAFETY: the caller's promise; rows of streamed operands are aligned to 64 bytes, and `c` is a multiple of the lanes.
+    unsafe {
+        let p = out.ptr(i, c);
+        if full && out.streamed() { E::stream(s, p, v) } else { store(s, p, v, n, full) }
+    }
 }

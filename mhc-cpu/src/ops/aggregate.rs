@@ -56,7 +56,7 @@ impl<E: Lane> SimdFn for Backward<'_, E> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let (c, n) = (self.c, self.c.d.streams);
-        let (x, g, d_x) = (c.rows::<E>("x"), c.rows::<E>("d_layer_input"), c.rows::<E>("d_x"));
+        let (x, g, d_x) = (c.rows::<E>("x"), c.rows::<E>("d_layer_input"), c.outputs::<E>("d_x"));
         let (mixes, d_mixes) = (c.rows("mixes"), c.rows("d_mixes"));
         for t in self.tokens {
             // SAFETY: `t` is in range, its rows have the shapes of the description, and each token is one block's alone.

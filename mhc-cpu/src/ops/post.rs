@@ -72,7 +72,7 @@ impl<E: Lane> SimdFn for Forward<'_, E> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let (c, n) = (self.c, self.c.d.streams);
-        let (x, y, mixes, x_next) = (c.rows::<E>("x"), c.rows::<E>("y"), c.rows("mixes"), c.rows::<E>("x_next"));
+        let (x, y, mixes, x_next) = (c.rows::<E>("x"), c.rows::<E>("y"), c.rows("mixes"), c.outputs::<E>("x_next"));
         for t in self.tokens {
             // SAFETY: `t` is in range, its rows have the shapes of the description, and each token is one block's alone.
             unsafe { token(s, (self.orientation, n), mixes.row(t), x.at(t), y.row(t), x_next.at(t)) };
@@ -100,7 +100,7 @@ impl<E: Lane> SimdFn for Backward<'_, E> {
     fn call<S: Simd>(self, s: S) {
         let (c, n) = (self.c, self.c.d.streams);
         let (x, y, g) = (c.rows::<E>("x"), c.rows::<E>("y"), c.rows::<E>("d_x_next"));
-        let (d_x, d_y) = (c.rows::<E>("d_x"), c.rows::<E>("d_y"));
+        let (d_x, d_y) = (c.outputs::<E>("d_x"), c.rows::<E>("d_y"));
         let (mixes, d_mixes) = (c.rows("mixes"), c.rows("d_mixes"));
         let (mut h_res_t, mut d_h_res) = ([0.0; MAX_NN], [0.0; MAX_NN]);
         for t in self.tokens {

@@ -117,7 +117,7 @@ impl<E: Lane> SimdFn for Forward<'_, E> {
     fn call<S: Simd>(self, s: S) {
         let Forward { c, h, y, .. } = self;
         let (n, channels) = (c.d.streams, c.d.channels);
-        let (x, w, out) = (c.rows::<E>("x"), c.rows::<f32>("w"), c.rows::<E>("out"));
+        let (x, w, out) = (c.rows::<E>("x"), c.rows::<f32>("w"), c.outputs::<E>("out"));
         for t in self.tokens {
             // SAFETY: `t` is in range, its rows have the shapes of the description, each token is one block's alone, as is `y`.
             unsafe {
@@ -175,7 +175,7 @@ impl<E: Lane> SimdFn for Backward<'_, E> {
     fn call<S: Simd>(self, s: S) {
         let Backward { c, h, .. } = self;
         let (n, channels) = (c.d.streams, c.d.channels);
-        let (x, w, g, d_x) = (c.rows::<E>("x"), c.rows::<f32>("w"), c.rows::<E>("d_out"), c.rows::<E>("d_x"));
+        let (x, w, g, d_x) = (c.rows::<E>("x"), c.rows::<f32>("w"), c.rows::<E>("d_out"), c.outputs::<E>("d_x"));
         let (d_w, kept) = self.kept.split_at_mut(channels);
         let (d_h, kept) = kept.split_at_mut(c.d.mix());
         let (layer_input, kept) = kept.split_at_mut(channels);

@@ -146,6 +146,35 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, v: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), self.round_bf16(v)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut f16, v: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v)) }
+    }
+    #[inline(always)]
+    unsafe fn stream_f32(self, p: *mut f32, v: __m512) {
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn stream_bf16(self, p: *mut bf16, v: __m512) {
+        unsafe { _mm256_stream_si256(p.cast(), self.round_bf16(v)) }
+    }
+    #[inline(always)]
+    unsafe fn stream_f16(self, p: *mut f16, v: __m512) {
+        unsafe { _mm256_stream_si256(p.cast(), _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v)) }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        unsafe { _mm_sfence() }
+    }
+}
+
+impl Avx512 {
+    /// 16 bf16, rounded to nearest even.
+    #[inline(always)]
+    fn round_bf16(self, v: __m512) -> __m256i {
+        // SAFETY: as above.
         unsafe {
             let u = _mm512_castps_si512(v);
             let down = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
@@ -165,11 +194,7 @@ unsafe impl Simd for Avx512 {
                 0x000f_000d_000b_0009,
                 0x0007_0005_0003_0001,
             );
-            _mm256_storeu_si256(p.cast(), _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded)));
+            _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded))
         }
-    }
-    #[inline(always)]
-    unsafe fn store_f16(self, p: *mut f16, v: __m512) {
-        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(v)) }
     }
 }

@@ -97,6 +97,33 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// without).
     fn outlined<R>(self, f: impl FnOnce() -> R) -> R;
 
+    /// [`store_f32`](Simd::store_f32) past the caches, where the instruction set can; visible to others after [`fence`](Simd::fence).
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` elements and aligned to as many.
+    #[inline(always)]
+    unsafe fn stream_f32(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store_f32(p, v) }
+    }
+    /// # Safety
+    /// As [`stream_f32`](Simd::stream_f32).
+    #[inline(always)]
+    unsafe fn stream_bf16(self, p: *mut bf16, v: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store_bf16(p, v) }
+    }
+    /// # Safety
+    /// As [`stream_f32`](Simd::stream_f32).
+    #[inline(always)]
+    unsafe fn stream_f16(self, p: *mut f16, v: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store_f16(p, v) }
+    }
+    /// Makes everything streamed so far visible to whoever this thread synchronises with.
+    #[inline(always)]
+    fn fence(self) {}
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
@@ -156,6 +183,12 @@ pub(crate) trait Lane: Element {
     /// `p` is writable for `LANES` elements.
     unsafe fn store<S: Simd>(s: S, p: *mut Self, v: S::V);
 
+    /// [`store`](Lane::store) past the caches.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` elements and aligned to as many.
+    unsafe fn stream<S: Simd>(s: S, p: *mut Self, v: S::V);
+
     /// The first `n < LANES` elements, other lanes 0.
     ///
     /// # Safety
@@ -186,7 +219,7 @@ pub(crate) trait Lane: Element {
 }
 
 macro_rules! lane {
-    ($t:ty, $load:ident, $store:ident) => {
+    ($t:ty, $load:ident, $store:ident, $stream:ident) => {
         impl Lane for $t {
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
@@ -198,12 +231,17 @@ macro_rules! lane {
                 // SAFETY: the caller's promise is the callee's.
                 unsafe { s.$store(p, v) }
             }
+            #[inline(always)]
+            unsafe fn stream<S: Simd>(s: S, p: *mut Self, v: S::V) {
+                // SAFETY: the caller's promise is the callee's.
+                unsafe { s.$stream(p, v) }
+            }
         }
     };
 }
-lane!(f32, load_f32, store_f32);
-lane!(bf16, load_bf16, store_bf16);
-lane!(f16, load_f16, store_f16);
+lane!(f32, load_f32, store_f32, stream_f32);
+lane!(bf16, load_bf16, store_bf16, stream_bf16);
+lane!(f16, load_f16, store_f16, stream_f16);
 
 /// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
