@@ -167,11 +167,13 @@ macro_rules! operator {
 
 mod coefficients;
 mod layers;
+mod pre;
 mod projection;
 mod streams;
 
 pub use coefficients::*;
 pub use layers::*;
+pub use pre::*;
 pub use projection::*;
 pub use streams::*;
 
