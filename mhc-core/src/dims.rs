@@ -34,9 +34,9 @@ impl Dims {
         self.streams * (self.streams + 2)
     }
 
-    /// K = n·C, the flattened row of one token.
+    /// K = n·C, the flattened row of one token. Saturates, so that sizes beyond the address space can be looked at and turned down.
     pub const fn row(&self) -> usize {
-        self.streams * self.channels
+        self.streams.saturating_mul(self.channels)
     }
 }
 

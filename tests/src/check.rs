@@ -71,8 +71,9 @@ impl Trial {
             }
             let (dtype, shape) = (slot.dtype(p.act), slot.shape(&p.dims));
             let got = dtype.decode(&outputs[i]);
-            let (truth, plain) = (&expected.truth[i], &expected.plain[i]);
-            let output = Output { slot: slot.name, shape: &shape, dtype, truth, plain, got: &got };
+            let Expected { truth, peers, scale } = expected;
+            let (truth, peers) = (&truth[i], &peers.iter().map(|peer| peer[i].as_slice()).collect::<Vec<_>>());
+            let output = Output { slot: slot.name, shape: &shape, dtype, truth, peers, scale: *scale, got: &got };
             reports.push(compare::output(&output, &tolerance).map_err(|why| anyhow!("{p}: {why}"))?);
         }
         Ok(reports)

@@ -105,15 +105,14 @@ pub fn assemble(p: &Problem, given: impl Fn(&Slot) -> Result<Vec<f64>>) -> Resul
 
 /// The operands with the reference's results beside them, rounded to their slots' types.
 fn complete(p: &Problem, operands: Operands) -> Result<Operands> {
+    let mut operands = oracle::with_stored::<f64>(p, operands)?;
     let results = oracle::evaluate::<f64>(p, &operands)?;
-    let all = p.op.desc().slots.iter().zip(operands).zip(results);
-    Ok(all
-        .map(
-            |((slot, input), result)| {
-                if slot.is_input() { input } else { result.iter().map(|v| slot.dtype(p.act).round(*v)).collect() }
-            },
-        )
-        .collect())
+    for ((slot, operand), result) in p.op.desc().slots.iter().zip(&mut operands).zip(results) {
+        if !slot.is_input() {
+            *operand = result.iter().map(|v| slot.dtype(p.act).round(*v)).collect();
+        }
+    }
+    Ok(operands)
 }
 
 /// One entry per slot: `f` of those that are there, nothing for the others.

@@ -48,16 +48,30 @@ pub fn found() -> Result<Vec<Subject>> {
     mhc_ops::devices().iter().map(open).collect()
 }
 
-/// The subjects of the backend that `MHC_TEST_BACKEND` names, all of them if it is unset or `all`. An error if there is none.
-pub fn chosen(subjects: Vec<Subject>) -> Result<Vec<Subject>> {
-    let asked = std::env::var("MHC_TEST_BACKEND").unwrap_or_default();
-    if asked.is_empty() || asked == "all" {
-        return Ok(subjects);
+/// Everything that is here: the host in its forms, and every GPU that can be opened.
+pub fn here() -> Result<Vec<Subject>> {
+    let mut subjects = cpus()?;
+    for backend in mhc_ops::backends().into_iter().filter(|b| b.name() != "cpu") {
+        let found = backend.probe().found.into_iter().flatten();
+        subjects.extend(found.filter_map(|info| backend.open(info.id.ordinal).ok()).map(Subject::new));
     }
-    let there: Vec<_> = subjects.iter().map(|s| s.name.clone()).collect();
+    Ok(subjects)
+}
+
+/// The backend that `MHC_TEST_BACKEND` names, if it names one.
+pub fn asked() -> Option<String> {
+    std::env::var("MHC_TEST_BACKEND").ok().filter(|b| !b.is_empty() && b != "all")
+}
+
+/// The subjects of the backend that `MHC_TEST_BACKEND` names; all of them if it is unset or `all`. An error, in the words of its probe,
+/// if there is none.
+pub fn chosen() -> Result<Vec<Subject>> {
+    let subjects = here()?;
+    let Some(asked) = asked() else { return Ok(subjects) };
     let chosen: Vec<_> = subjects.into_iter().filter(|s| s.device.info().id.backend == asked).collect();
     if chosen.is_empty() {
-        bail!("MHC_TEST_BACKEND={asked}: no such device here, only {}", there.join(", "));
+        mhc_ops::open(&asked)?;
+        bail!("MHC_TEST_BACKEND={asked}: no device of it can be tested here");
     }
     Ok(chosen)
 }

@@ -3,22 +3,58 @@
 use anyhow::{Result, bail, ensure};
 use mhc_core::{Inputs, Problem, Real};
 
+use crate::data::{Operands, Rng};
+
 /// The outputs of a problem, one entry per slot of the description, empty for inputs and absent slots.
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// The reference in f64.
     pub truth: Vec<Vec<f64>>,
-    /// The reference in f32 on the same operands, not rounded to the output's type.
-    pub plain: Vec<Vec<f64>>,
+    /// What may be called as good: the reference in f32, first on the operands as they are, then on operands that are off by the last bit
+    /// of an f32. Where terms cancel, one computation alone may be right by luck. Not rounded to the output's type.
+    pub peers: Vec<Vec<Vec<f64>>>,
+    /// The largest magnitude of the upstream gradients, or of all operands where there are none.
+    pub scale: f64,
 }
 
 impl Expected {
-    /// Runs both references.
+    /// Runs the references.
     pub fn new(p: &Problem, operands: &[Vec<f64>]) -> Result<Self> {
-        let plain = evaluate::<f32>(p, operands)?;
-        let widen = |v: &Vec<f32>| v.iter().map(|v| f64::from(*v)).collect();
-        Ok(Self { truth: evaluate::<f64>(p, operands)?, plain: plain.iter().map(widen).collect() })
+        let truth = evaluate::<f64>(p, operands)?;
+        let mut rng = Rng::new(1);
+        let mut peer = |off: f64| -> Result<_> {
+            let mut nudge = |v: &f64| v * (1.0 + if rng.below(2) == 0 { off } else { -off });
+            let near: Operands = operands.iter().map(|v| v.iter().map(&mut nudge).collect()).collect();
+            let outputs = evaluate::<f32>(p, &near)?;
+            Ok(outputs.iter().map(|v| v.iter().map(|v| f64::from(*v)).collect()).collect())
+        };
+        let last_bit = f64::from(f32::EPSILON);
+        let peers = [0.0, last_bit, last_bit, last_bit].map(&mut peer).into_iter().collect::<Result<_>>()?;
+        let slots = || p.op.desc().slots.iter().zip(operands).filter(|(s, _)| s.is_input());
+        let upstream = |backward: bool| {
+            let chosen = slots().filter(|(s, _)| !backward || s.name.starts_with("d_"));
+            chosen.flat_map(|(_, v)| v).fold(0.0f64, |m, v| m.max(v.abs()))
+        };
+        let scale = upstream(slots().any(|(s, _)| s.name.starts_with("d_")));
+        Ok(Self { truth, peers, scale })
     }
+}
+
+/// The reference's results as a device has them that reads back what it stores, rounded: the operands with [`Op::rereads`] filled in.
+///
+/// [`Op::rereads`]: mhc_core::Op::rereads
+pub fn with_stored<R: Real>(p: &Problem, mut operands: Operands) -> Result<Operands> {
+    let rereads = p.op.rereads();
+    // What is computed from one stored layer is right in the next round.
+    for _ in 0..if rereads.is_empty() { 0 } else { p.dims.layers } {
+        let results = evaluate::<R>(p, &operands)?;
+        for ((slot, operand), result) in p.op.desc().slots.iter().zip(&mut operands).zip(results) {
+            if rereads.contains(&slot.name) {
+                *operand = result.iter().map(|v| slot.dtype(p.act).round(v.value())).collect();
+            }
+        }
+    }
+    Ok(operands)
 }
 
 /// The reference in the arithmetic `R`: one entry per slot, empty for inputs and absent slots. An error if it does not give just the

@@ -1,7 +1,7 @@
 //! Runs a problem on a device in memory that is watched: every operand lies inside a larger allocation, and nothing but the
 //! elements of the outputs may change.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use mhc_core::{DType, Layout, Problem, RawView, Slot, Stream, Tensor, View, ViewMut, validate};
 
 /// How operands lie in memory.
@@ -13,6 +13,8 @@ pub enum Placement {
     Padded,
     /// Outer axes in the opposite order, with gaps, starting three elements off: of `x [T, n, C]`, all tokens of one stream together.
     Permuted,
+    /// Packed, but an input whose first axis repeats one row lies there once, with a stride of 0.
+    Repeated,
 }
 
 /// Where scratch comes from.
@@ -51,7 +53,7 @@ impl Placement {
     /// The layout of a shape and the position of its first element.
     pub fn layout(self, shape: &[usize]) -> Result<(Layout, usize)> {
         let (gap, start) = match self {
-            Placement::Packed => (0, 0),
+            Placement::Packed | Placement::Repeated => (0, 0),
             Placement::Padded => (3, 1),
             Placement::Permuted => (5, 3),
         };
@@ -73,6 +75,17 @@ impl Placement {
     }
 }
 
+/// The layout with a stride of 0 along the first axis, if all rows along it are the same.
+fn repeated(layout: Layout, values: &[f64]) -> Result<Layout> {
+    let (shape, mut strides) = (layout.shape(), layout.strides().to_vec());
+    let row = values.len() / shape[0].max(1);
+    if shape.len() < 2 || shape[0] < 2 || values[..values.len() - row] != values[row..] {
+        return Ok(layout);
+    }
+    strides[0] = 0;
+    Layout::strided(shape, &strides).ok_or_else(|| anyhow!("no layout for shape {shape:?}"))
+}
+
 /// Device memory with something in it and a record of what was put there.
 pub struct Watched {
     memory: Tensor,
@@ -83,7 +96,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Memory full of `fill` with room for a layout, its first element at element `start` behind the guard.
+    /// Memory full of `fill` with room for a layout whose last axis has no gaps, its first element at element `start` behind the guard.
     pub fn new(stream: &Stream, dtype: DType, layout: Layout, start: usize, fill: u8) -> Result<Self> {
         let first = GUARD + start * dtype.size();
         let bytes = (first + layout.extent() * dtype.size() + GUARD).next_multiple_of(2);
@@ -97,8 +110,8 @@ impl Watched {
         let mut this = Self::new(stream, dtype, at.0, at.1, fill)?;
         ensure!(values.len() == at.0.elements(), "{} values for {:?}", values.len(), at.0);
         let data = dtype.encode(values);
-        for (element, from) in places(&this.layout).zip(data.chunks(dtype.size())) {
-            this.image[this.first + element * dtype.size()..][..dtype.size()].copy_from_slice(from);
+        for (at, from) in this.rows().zip(data.chunks(this.row_bytes().max(1))) {
+            this.image[at..][..from.len()].copy_from_slice(from);
         }
         this.memory.write(&this.image)?;
         Ok(this)
@@ -118,36 +131,47 @@ impl Watched {
     /// The elements as row-major bytes. An error if any byte outside of them changed.
     pub fn elements(&self) -> Result<Vec<u8>> {
         let mut now = self.memory.read()?;
-        let size = self.dtype.size();
-        let mut elements = Vec::with_capacity(self.layout.elements() * size);
-        for element in places(&self.layout) {
-            let at = self.first + element * size;
-            elements.extend_from_slice(&now[at..][..size]);
-            now[at..][..size].copy_from_slice(&self.image[at..][..size]);
+        let bytes = self.row_bytes();
+        let mut elements = Vec::with_capacity(self.layout.elements() * self.dtype.size());
+        for at in self.rows() {
+            elements.extend_from_slice(&now[at..][..bytes]);
+            now[at..][..bytes].copy_from_slice(&self.image[at..][..bytes]);
         }
         self.same(&now)?;
         Ok(elements)
     }
 
+    /// Bytes of a row along the last axis, which has no gaps.
+    fn row_bytes(&self) -> usize {
+        self.layout.shape().last().copied().unwrap_or(1) * self.dtype.size()
+    }
+
+    /// Where rows begin, row-major, in bytes from the start of the memory.
+    fn rows(&self) -> impl Iterator<Item = usize> + use<> {
+        let (layout, first, size) = (self.layout, self.first, self.dtype.size());
+        let outer = layout.shape().len().saturating_sub(1);
+        let rows = if layout.elements() == 0 { 0 } else { layout.shape()[..outer].iter().product() };
+        (0..rows).map(move |row| {
+            let mut rest = row;
+            let axes = layout.shape()[..outer].iter().zip(layout.strides()).rev();
+            let element = axes.fold(0, |at, (&len, &stride)| {
+                let step = rest % len;
+                rest /= len;
+                at + step * stride
+            });
+            first + element * size
+        })
+    }
+
     fn same(&self, now: &[u8]) -> Result<()> {
+        if now == self.image {
+            return Ok(());
+        }
         let Some(at) = now.iter().zip(&self.image).position(|(a, b)| a != b) else { return Ok(()) };
         let changed = now.iter().zip(&self.image).filter(|(a, b)| a != b).count();
         let from_first = at as isize - self.first as isize;
         bail!("{changed} bytes were written where nothing may be, the first {from_first} bytes from the first element")
     }
-}
-
-/// The positions of a layout's elements, row-major.
-fn places(layout: &Layout) -> impl Iterator<Item = usize> + '_ {
-    let (shape, strides) = (layout.shape(), layout.strides());
-    (0..layout.elements()).map(move |i| {
-        let mut rest = i;
-        shape.iter().zip(strides).rev().fold(0, |at, (&len, &stride)| {
-            let step = rest % len;
-            rest /= len;
-            at + step * stride
-        })
-    })
 }
 
 /// The operands of one run, in watched memory: one entry per slot, `None` where it is absent.
@@ -162,7 +186,10 @@ impl Arena {
             if !p.op.has(slot.name) {
                 return Ok(None);
             }
-            let (layout, start) = placement.layout(&slot.shape(&p.dims))?;
+            let (mut layout, start) = placement.layout(&slot.shape(&p.dims))?;
+            if placement == Placement::Repeated && slot.is_input() {
+                layout = repeated(layout, values)?;
+            }
             let dtype = slot.dtype(p.act);
             let memory = if slot.is_input() {
                 Watched::with(stream, dtype, (layout, start), fill, values)?
@@ -232,4 +259,9 @@ pub fn run(stream: &Stream, p: &Problem, operands: &[Vec<f64>], how: How) -> Res
     }
     stream.sync()?;
     arena.outputs()
+}
+
+/// Outputs as [`run`] gives them, widened.
+pub fn decode(p: &Problem, outputs: &[Vec<u8>]) -> Vec<Vec<f64>> {
+    p.op.desc().slots.iter().zip(outputs).map(|(slot, bytes)| slot.dtype(p.act).decode(bytes)).collect()
 }

@@ -4,10 +4,10 @@ use core::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use mhc_core::{
-    AnyOp, Axis, Dims, Eps, Order, Orientation, SinkhornForm, Slot, Start,
+    AnyOp, Axis, Dims, Eps, Numerics, Order, Orientation, SinkhornForm, Slot, Start,
     ops::{
-        Expand, ExpandBwd, Orthostochastic, OrthostochasticBwd, Post, PostBwd, RmsNorm, RmsNormBwd, Sinkhorn,
-        SinkhornBwd, SinkhornLog, SinkhornLogBwd,
+        Expand, ExpandBwd, Head, HeadBwd, Orthostochastic, OrthostochasticBwd, Post, PostBwd, RmsNorm, RmsNormBwd,
+        Sinkhorn, SinkhornBwd, SinkhornLog, SinkhornLogBwd, StaticLayer, StaticLayerBwd,
     },
 };
 
@@ -96,8 +96,16 @@ pub fn map(golden: &Golden) -> Result<Option<Mapping>> {
     let a = &golden.attrs;
     let mut parts: &'static [Part] = &[];
     let (forward, backward): (AnyOp, AnyOp) = match golden.op.as_str() {
-        "hyper_connection" | "pre" | "head" | "static_layer" | "dynamic_layer" => return Ok(None),
+        "hyper_connection" | "pre" | "dynamic_layer" => return Ok(None),
         "expand" => (Expand.into(), ExpandBwd.into()),
+        "head" => {
+            let (rms_eps, pre_eps) = (a.need("rms_eps")?, a.need("pre_eps")?);
+            (Head { rms_eps, pre_eps, save: false }.into(), HeadBwd { rms_eps, pre_eps }.into())
+        }
+        "static_layer" => {
+            let (numerics, norm_eps) = layer(a)?;
+            (StaticLayer { numerics, norm_eps }.into(), StaticLayerBwd { numerics, norm_eps }.into())
+        }
         "post" => {
             parts = MIXES;
             let orientation = orientation(a, Orientation::FromTo)?;
@@ -170,6 +178,20 @@ fn orientation(a: &Attrs, unsaid: Orientation) -> Result<Orientation> {
         t if t.contains("[to][from]") || t.contains("to*n+from") => Ok(Orientation::ToFrom),
         other => bail!("cannot tell the orientation of the n·n block from `{other}`"),
     }
+}
+
+/// The conventions of mHC.cu's layers and the ε of the RMSNorm inside: one `eps` for everything, where no other is given.
+fn layer(a: &Attrs) -> Result<(Numerics, f64)> {
+    let eps = a.need("eps")?;
+    let or = |name: &str, unsaid: f64| Ok::<_, anyhow::Error>(a.number(name)?.unwrap_or(unsaid));
+    let numerics = Numerics {
+        sinkhorn: form(a)?,
+        orientation: orientation(a, Orientation::ToFrom)?,
+        rms_eps: or("rms_eps", eps)?,
+        pre_eps: or("pre_eps", 0.0)?,
+        post_mult: or("post_mult", 2.0)?,
+    };
+    Ok((numerics, or("norm_eps", eps)?))
 }
 
 /// Sinkhorn's form: from `start`, `order` and `eps_mode`, or from the words of `sinkhorn`; a layer's one ε is also Sinkhorn's.
