@@ -4,9 +4,14 @@
 //! A pair of directions for each input alone, each output alone, and all together, so that a small gradient is not lost beside a
 //! large one. Saved outputs carry no gradient: they enter as constants.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
-use mhc_core::{DType, Dual, Level, Problem, Role, Slot};
+use mhc_core::{
+    AnyOp, DType, Dims, Dual, Level, Numerics, Problem, Real, Role, Slot,
+    ops::{Post, PostBwd, Pre, PreBwd},
+};
 use mhc_tests::{
     cases,
     data::{self, Operands, Rng},
@@ -31,6 +36,14 @@ fn main() -> Result<()> {
                 if sigma == 0.0 || p.op.desc().slots.iter().any(data::is_logit) {
                     trials.push(Trial::test(format!("{p}/adjoint{name}"), move || finish(prove(&p, sigma))));
                 }
+            }
+        }
+    }
+    for (name, numerics) in Numerics::PRESETS {
+        for (norm_weight, rms_norm) in [(false, None), (true, Some(1e-6))] {
+            for d in [Dims::new(5, 4, 13), Dims::new(3, 1, 7), Dims::new(4, 3, 8), Dims::new(0, 2, 3)] {
+                let id = format!("composition/{name}/norm_weight={norm_weight}/{d}");
+                trials.push(Trial::test(id, move || finish(composition(d, numerics, norm_weight, rms_norm))));
             }
         }
     }
@@ -192,4 +205,74 @@ impl Sum {
 
 fn size(o: &Operands) -> f64 {
     o.iter().flatten().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// `pre`, a sub-layer, `post`, differentiated the way a training step does it: `post_bwd` leaves out its part of `d_x`, `pre_bwd` adds
+/// it from the gradient that it carries. The total is the adjoint of the whole, for every input.
+fn composition(d: Dims, numerics: Numerics, norm_weight: bool, rms_norm: Option<f64>) -> Result<()> {
+    let problem = |op: AnyOp| Problem { op, dims: d, act: DType::F32 };
+    let orientation = numerics.orientation;
+    let pre = problem(Pre { numerics, norm_weight, rms_norm, save: true }.into());
+    let post = problem(Post { orientation }.into());
+    let point = data::operands(&pre, data::seed(&pre.to_string()))?;
+    let slots = pre.op.desc().slots;
+    // The sub-layer: bent, and the same in every arithmetic.
+    fn sub_layer<R: Real>(v: R) -> R {
+        R::c(0.3) * v + (v + R::c(0.5)).sigmoid()
+    }
+    fn chain<R: Real>(pre: &Problem, post: &Problem, inputs: &[Vec<R>]) -> Result<(Named<R>, Vec<R>)> {
+        let saved = named(pre, evaluate_in(pre, inputs)?);
+        let x = inputs[0].clone();
+        let y: Vec<R> = saved["layer_input"].iter().map(|v| sub_layer(*v)).collect();
+        let mixes = saved["mixes"].clone();
+        let mut out = named(post, evaluate_in(post, &[x, y, mixes, vec![]])?);
+        Ok((saved, out.remove("x_next").context("x_next")?))
+    }
+
+    let mut rng = Rng::new(data::seed("composition"));
+    let (saved, x_next) = chain::<f64>(&pre, &post, &point)?;
+    let u = rng.normals(x_next.len());
+    let mut known: Named<f64> = named(&pre, point.clone());
+    known.extend(saved);
+    known.insert("y", known["layer_input"].iter().map(|v| sub_layer(*v)).collect());
+    known.insert("d_x_next", u.clone());
+    let backward = |op: AnyOp, known: &Named<f64>| -> Result<Named<f64>> {
+        let p = problem(op);
+        let operands = data::per_slot(&p, |s| match s.is_input() {
+            true => known.get(s.name).cloned().with_context(|| format!("nothing gives `{}`", s.name)),
+            false => Ok(vec![]),
+        })?;
+        Ok(named(&p, evaluate::<f64>(&p, &operands)?))
+    };
+    let of_post = backward(PostBwd { orientation, d_x: false }.into(), &known)?;
+    let slope = |v: &f64| sub_layer(Dual::new(*v, 1.0)).d;
+    let d_layer_input = of_post["d_y"].iter().zip(&known["layer_input"]).map(|(g, v)| g * slope(v)).collect();
+    known.insert("d_layer_input", d_layer_input);
+    known.insert("d_mixes", of_post["d_mixes"].clone());
+    let gradients = backward(PreBwd { numerics, norm_weight, rms_norm, carry: true }.into(), &known)?;
+
+    for (i, slot) in slots.iter().enumerate().filter(|(_, s)| s.is_input() && pre.op.has(s.name)) {
+        let v = rng.normals(point[i].len());
+        let dual = |j: usize| {
+            let speed = |k: usize| if i == j { v[k] } else { 0.0 };
+            point[j].iter().enumerate().map(|(k, x)| Dual::new(*x, speed(k))).collect()
+        };
+        let (_, pushed) = chain(&pre, &post, &(0..slots.len()).map(dual).collect::<Vec<Vec<Dual>>>())?;
+        let gradient = &gradients[format!("d_{}", slot.name).as_str()];
+        let (mut left, mut right) = (Sum::default(), Sum::default());
+        left.add(pushed.iter().map(|y| y.d), &u);
+        right.add(v.iter().copied(), gradient);
+        let off = (left.dot - right.dot).abs() / (left.sizes() + right.sizes()).max(f64::MIN_POSITIVE);
+        ensure!(off <= TOLERANCE, "`d_{}` is off by {off:.1e}: {:e} and {:e}", slot.name, left.dot, right.dot);
+    }
+    Ok(())
+}
+
+/// Operands by name.
+type Named<R> = BTreeMap<&'static str, Vec<R>>;
+
+/// The operands that are there, by name.
+fn named<R>(p: &Problem, values: Vec<Vec<R>>) -> Named<R> {
+    let slots = p.op.desc().slots.iter().map(|s| s.name);
+    slots.zip(values).filter(|(name, v)| p.op.has(name) && !v.is_empty()).collect()
 }

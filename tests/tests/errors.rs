@@ -275,11 +275,27 @@ fn wrong_attributes() -> Vec<(AnyOp, &'static str, &'static str)> {
         if attr.starts_with("sinkhorn") {
             wrong(&mut list, (Sinkhorn { form, orientation }, SinkhornBwd { form, orientation }), attr, got);
         }
+        let ops = (DynamicLayer { numerics, norm_eps: 0.0, save: true }, DynamicLayerBwd { numerics, norm_eps: 0.0 });
+        wrong(&mut list, ops, attr, got);
+        let (norm_weight, rms_norm) = (false, None);
+        let pre = Pre { numerics, norm_weight, rms_norm, save: true };
+        wrong(&mut list, (pre, PreBwd { numerics, norm_weight, rms_norm, carry: false }), attr, got);
+        let post_pre = PostPre { numerics, norm_weight, rms_norm, save: true };
+        wrong(&mut list, (post_pre, PostPreBwd { numerics, norm_weight, rms_norm }), attr, got);
         wrong(&mut list, (Coefficients { numerics }, CoefficientsBwd { numerics }), attr, got);
         let layer = (StaticLayer { numerics, norm_eps: 0.0 }, StaticLayerBwd { numerics, norm_eps: 0.0 });
         wrong(&mut list, layer, attr, got);
     }
     let numerics = Numerics::default();
+    let ops = (DynamicLayer { numerics, norm_eps: -1.0, save: true }, DynamicLayerBwd { numerics, norm_eps: -1.0 });
+    wrong(&mut list, ops, "norm_eps", "-1");
+    for eps in [-1.0, f64::NAN] {
+        let (norm_weight, rms_norm, got) = (false, Some(eps), if eps.is_nan() { "NaN" } else { "-1" });
+        let pre = Pre { numerics, norm_weight, rms_norm, save: true };
+        wrong(&mut list, (pre, PreBwd { numerics, norm_weight, rms_norm, carry: false }), "rms_norm", got);
+        let post_pre = PostPre { numerics, norm_weight, rms_norm, save: true };
+        wrong(&mut list, (post_pre, PostPreBwd { numerics, norm_weight, rms_norm }), "rms_norm", got);
+    }
     let layer = (StaticLayer { numerics, norm_eps: -1.0 }, StaticLayerBwd { numerics, norm_eps: -1.0 });
     wrong(&mut list, layer, "norm_eps", "-1");
     list

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use mhc_core::{
     AnyOp, Axis, Dims, Eps, Numerics, Order, Orientation, SinkhornForm, Slot, Start,
     ops::{
-        Expand, ExpandBwd, Head, HeadBwd, Orthostochastic, OrthostochasticBwd, Post, PostBwd, RmsNorm, RmsNormBwd,
-        Sinkhorn, SinkhornBwd, SinkhornLog, SinkhornLogBwd, StaticLayer, StaticLayerBwd,
+        DynamicLayer, DynamicLayerBwd, Expand, ExpandBwd, Head, HeadBwd, Orthostochastic, OrthostochasticBwd, Post,
+        PostBwd, Pre, PreBwd, RmsNorm, RmsNormBwd, Sinkhorn, SinkhornBwd, SinkhornLog, SinkhornLogBwd, StaticLayer,
+        StaticLayerBwd,
     },
 };
 
@@ -96,11 +97,29 @@ pub fn map(golden: &Golden) -> Result<Option<Mapping>> {
     let a = &golden.attrs;
     let mut parts: &'static [Part] = &[];
     let (forward, backward): (AnyOp, AnyOp) = match golden.op.as_str() {
-        "hyper_connection" | "pre" | "dynamic_layer" => return Ok(None),
+        "hyper_connection" => return Ok(None),
         "expand" => (Expand.into(), ExpandBwd.into()),
         "head" => {
             let (rms_eps, pre_eps) = (a.need("rms_eps")?, a.need("pre_eps")?);
             (Head { rms_eps, pre_eps, save: false }.into(), HeadBwd { rms_eps, pre_eps }.into())
+        }
+        "pre" => {
+            parts = MIXES;
+            let numerics = Numerics {
+                sinkhorn: form(a)?,
+                orientation: orientation(a, Orientation::FromTo)?,
+                rms_eps: a.need("rms_eps")?,
+                pre_eps: a.need("pre_eps")?,
+                post_mult: a.need("post_mult")?,
+            };
+            let norm_weight = golden.get("in", "norm_weight").is_some();
+            let pre = Pre { numerics, norm_weight, rms_norm: None, save: false };
+            (pre.into(), PreBwd { numerics, norm_weight, rms_norm: None, carry: false }.into())
+        }
+        "dynamic_layer" => {
+            let (numerics, norm_eps) = layer(a)?;
+            let dynamic = DynamicLayer { numerics, norm_eps, save: false };
+            (dynamic.into(), DynamicLayerBwd { numerics, norm_eps }.into())
         }
         "static_layer" => {
             let (numerics, norm_eps) = layer(a)?;
