@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use xshell::Shell;
+use xshell::{Shell, cmd};
 
 /// The file that marks a bundle's root.
 pub const BUNDLE_MARK: &str = "bundle.json";
@@ -76,5 +76,11 @@ impl Home {
         let shell = Shell::new()?;
         shell.change_dir(self.root());
         Ok(shell)
+    }
+
+    /// The commit that is checked out, where there is git to ask.
+    pub fn commit(&self) -> Option<String> {
+        let shell = self.checkout("commit").and_then(|_| self.shell()).ok()?;
+        cmd!(shell, "git rev-parse --short=12 HEAD").quiet().ignore_stderr().read().ok()
     }
 }

@@ -4,12 +4,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod bundle;
 mod ci;
 mod devices;
 mod doctor;
 mod golden;
 mod home;
 mod machine;
+mod new_op;
 mod programs;
 mod report;
 mod test;
@@ -33,8 +35,10 @@ enum Task {
     Bench(bench::Args),
     Golden(golden::Args),
     Doctor(doctor::Args),
+    NewOp(new_op::Args),
     Tidy(tidy::Args),
     Ci(ci::Args),
+    Bundle(bundle::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,8 +47,10 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Golden(args) => golden::run(&args),
         Task::Doctor(args) => doctor::run(&args),
+        Task::NewOp(args) => new_op::run(&args),
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
+        Task::Bundle(args) => bundle::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

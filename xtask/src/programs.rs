@@ -1,12 +1,15 @@
 //! The programs that tasks run: built by cargo in a checkout, carried along in a bundle.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use xshell::{Cmd, cmd};
 
-use crate::home::Home;
+use crate::home::{BUNDLE_MARK, Home};
 
 /// The bench program.
 pub fn bench(home: &Home) -> Result<PathBuf> {
@@ -19,15 +22,26 @@ pub fn bench(home: &Home) -> Result<PathBuf> {
     }
 }
 
-/// The test programs of package mhc-tests.
-pub fn tests(home: &Home) -> Result<Vec<PathBuf>> {
+/// The test programs of package mhc-tests with their names.
+pub fn tests(home: &Home) -> Result<Vec<(String, PathBuf)>> {
     let shell = home.shell()?;
-    let built = built(cmd!(shell, "cargo test --release --package mhc-tests --no-run"))?;
-    Ok(built.into_iter().map(|(_, path)| path).collect())
+    built(cmd!(shell, "cargo test --release --package mhc-tests --no-run"))
+}
+
+/// The test programs that a bundle says it carries.
+pub fn bundled_tests(root: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Mark {
+        tests: Vec<String>,
+    }
+    let file = root.join(BUNDLE_MARK);
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let mark: Mark = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    mark.tests.iter().map(|name| bundled(root, name)).collect()
 }
 
 /// A program that the bundle carries.
-pub fn bundled(root: &Path, name: &str) -> Result<PathBuf> {
+fn bundled(root: &Path, name: &str) -> Result<PathBuf> {
     let path = root.join("bin").join(name);
     if path.is_file() { Ok(path) } else { bail!("the bundle lacks bin/{name}") }
 }

@@ -1,6 +1,6 @@
 //! Tables and progress, alike in every task.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -31,4 +31,13 @@ pub fn progress(len: usize, what: &'static str) -> ProgressBar {
 pub fn seconds(t: Duration) -> String {
     let s = t.as_secs();
     if s < 60 { format!("{:.1} s", t.as_secs_f64()) } else { format!("{} min {:02} s", s / 60, s % 60) }
+}
+
+/// A Markdown table whose first `left` columns are words.
+pub fn markdown_table(text: &mut String, header: &[&str], left: usize, rows: &[Vec<String>]) {
+    let rule = (0..header.len()).map(|i| if i < left { "---" } else { "--:" }).collect::<Vec<_>>();
+    let _ = writeln!(text, "| {} |\n| {} |", header.join(" | "), rule.join(" | "));
+    for row in rows {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+    }
 }

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use mhc_core::AnyOp;
 use xshell::cmd;
 
-use crate::{devices::Which, home::Home};
+use crate::{devices::Which, home::Home, programs};
 
 /// Prove every operator right on every device that is there
 ///
@@ -60,11 +60,20 @@ pub fn run(args: &Args) -> Result<()> {
         check_op(op)?;
         shell.set_var("MHC_TEST_OP", op);
     }
-    let packages: &[&str] = match args.op {
-        Some(_) => &["--package", "mhc-tests"],
-        None => &["--workspace"],
-    };
-    cmd!(shell, "cargo test --release {packages...}").run()?;
+    match &home {
+        Home::Checkout(_) => {
+            let packages: &[&str] = match args.op {
+                Some(_) => &["--package", "mhc-tests"],
+                None => &["--workspace"],
+            };
+            cmd!(shell, "cargo test --release {packages...}").run()?;
+        }
+        Home::Bundle(root) => {
+            for program in programs::bundled_tests(root)? {
+                cmd!(shell, "{program}").run()?;
+            }
+        }
+    }
     Ok(())
 }
 

@@ -6,9 +6,8 @@ use anyhow::{Context, Result};
 use mhc_ops::Probe;
 use mhc_tests::bench::{Bench, COPY, COPY_BYTES};
 use serde::{Deserialize, Serialize};
-use xshell::cmd;
 
-use crate::{home::Home, machine};
+use crate::{home::Home, machine, report::markdown_table};
 
 /// Measurements of one day on one machine.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,11 +87,7 @@ impl Record {
                 rows.push(Row { id: bench.id.clone(), device: device.clone(), us: ns / 1e3, bytes: bench.bytes() });
             }
         }
-        let commit = home.checkout("commit").ok().and_then(|_| {
-            let shell = home.shell().ok()?;
-            cmd!(shell, "git rev-parse --short=12 HEAD").quiet().ignore_stderr().read().ok()
-        });
-        Ok(Self { machine: machine::name(), date: machine::today(), commit, devices, rows, peers: Vec::new() })
+        Ok(Self { machine: machine::name(), date: machine::today(), commit: home.commit(), devices, rows, peers: Vec::new() })
     }
 
     pub fn load(file: impl AsRef<Path>) -> Result<Self> {
@@ -161,6 +156,49 @@ impl Record {
     }
 }
 
+/// The shape of the and the README's comparisons.
+const TRAINING: &str = "T2048.n4.C2048";
+/// What the peers' rows call the benches that do the same work.
+const SAME_WORK: [(&str, &str); 3] = [("pre.fwd/", "pre_fwd"), ("post.fwd/", "post_fwd"), ("sub_layer.fwd_bwd/", "pre_post_fwd_bwd")];
+
+impl Record {
+    /// What a reader of the README wants to see: the training shape, and the peers.
+    pub fn highlights(&self) -> String {
+        let mut text = format!("**{}, {}.** {}.\n\n", self.machine, self.date, self.copies().replace('\n', "; "));
+        let rows: Vec<_> = self.rows(None).into_iter().filter(|r| r[0].ends_with(TRAINING)).collect();
+        markdown_table(&mut text, &self.header(None), 2, &rows);
+        let peers = self.beside_peers();
+        if !peers.is_empty() {
+            let _ = writeln!(text, "\nBeside other implementations on the same machine, medians:\n");
+            markdown_table(&mut text, &["work", "ours ms", "theirs ms", "by", "times faster"], 1, &peers);
+        }
+        text
+    }
+
+    /// Ours beside the fastest peer that did the same work on the same shape and type.
+    fn beside_peers(&self) -> Vec<Vec<String>> {
+        let mut rows = Vec::new();
+        for row in &self.rows {
+            let Some((_, work)) = SAME_WORK.iter().find(|(prefix, _)| row.id.starts_with(prefix)) else { continue };
+            let same = |p: &&Peer| {
+                let dtype = match p.dtype.as_str() {
+                    "bfloat16" => "bf16",
+                    "float32" => "f32",
+                    other => other,
+                };
+                let shape = p.shape.replace('=', "").replace(' ', ".");
+                row.id.contains(&format!("/{dtype}/")) && row.id.ends_with(&shape)
+            };
+            let times = self.peers.iter().filter(same).filter_map(|p| Some((p.ms.get(*work)?, p.peer.as_str())));
+            if let Some((ms, peer)) = times.min_by(|a, b| a.0.total_cmp(b.0)) {
+                let ours = row.us / 1e3;
+                rows.push(vec![row.id.clone(), format!("{ours:.3}"), ms.to_string(), peer.into(), format!("{:.1}", ms / ours)]);
+            }
+        }
+        rows
+    }
+}
+
 fn microseconds(us: f64) -> String {
     if us < 100.0 { format!("{us:.2}") } else { format!("{us:.0}") }
 }
@@ -172,7 +210,7 @@ pub fn markdown(record: &Record) -> String {
         let _ = write!(text, ", commit {commit}");
     }
     let _ = writeln!(text, ".\n{}.\n", record.copies().replace('\n', "; "));
-    table(&mut text, &record.header(None), 2, &record.rows(None));
+    markdown_table(&mut text, &record.header(None), 2, &record.rows(None));
     if !record.peers.is_empty() {
         let _ = writeln!(text, "\nOther implementations on the same machine, ms:\n");
         let names: Vec<&str> = record.peers[0].ms.keys().map(String::as_str).collect();
@@ -181,16 +219,7 @@ pub fn markdown(record: &Record) -> String {
             let times = names.iter().map(|n| p.ms.get(*n).map_or(String::new(), |v| v.to_string()));
             [p.peer.clone(), p.shape.clone(), p.dtype.clone()].into_iter().chain(times).collect()
         };
-        table(&mut text, &header, 3, &record.peers.iter().map(row).collect::<Vec<_>>());
+        markdown_table(&mut text, &header, 3, &record.peers.iter().map(row).collect::<Vec<_>>());
     }
     text
-}
-
-/// A Markdown table whose first `left` columns are words.
-pub fn table(text: &mut String, header: &[&str], left: usize, rows: &[Vec<String>]) {
-    let rule = (0..header.len()).map(|i| if i < left { "---" } else { "--:" }).collect::<Vec<_>>();
-    let _ = writeln!(text, "| {} |\n| {} |", header.join(" | "), rule.join(" | "));
-    for row in rows {
-        let _ = writeln!(text, "| {} |", row.join(" | "));
-    }
 }

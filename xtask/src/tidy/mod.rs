@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: the rules that no compiler checks.
 
+mod generated;
 mod operators;
 mod text;
 
@@ -72,7 +73,16 @@ pub fn run(args: &Args) -> Result<()> {
     let home = Home::find()?;
     let root = home.checkout("tidy")?;
     let files = files(root, &home.shell()?)?;
+    if args.bless {
+        generated::bless(root, &files)?.iter().for_each(|path| println!("wrote {path}"));
+    }
     let mut broken = 0;
+    let stale = generated::stale(root, &files)?;
+    if !stale.is_empty() {
+        println!("generated parts of documents are up to date:");
+        stale.iter().for_each(|p| println!("  {p}"));
+        broken += stale.len();
+    }
     for rule in RULES {
         let places = (rule.broken)(&files);
         if !places.is_empty() {

@@ -1,0 +1,6 @@
+//! The README's example.
+
+// hidden
+fn main() -> mhc_ops::Result<()> {
+    Ok(())
+}

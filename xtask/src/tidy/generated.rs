@@ -1,0 +1,210 @@
+//! The parts of documents that are made from the descriptions and the records: written by `tidy --bless`, compared by `tidy`.
+
+use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use mhc_core::{AnyOp, Case, DTypeRule, Level, Numerics, OpDesc, Role, Slot};
+
+use super::File;
+use crate::{bench::Record, doctor::Accuracy, report::markdown_table};
+
+/// Where generated parts may be.
+const DOCUMENTS: &[&str] = &["README.md", "docs/numerics.md"];
+/// Measurements that are committed.
+const RECORDS: &str = "tests/records/";
+/// The program that the README shows.
+const EXAMPLE: &str = "mhc-ops/examples/quickstart.rs";
+
+/// Every document with its generated parts as they must be.
+fn documents(root: &Path, files: &[File]) -> Result<Vec<(&'static str, String, String)>> {
+    let parts = parts(root, files)?;
+    let one = |path: &&'static str| {
+        let old = fs::read_to_string(root.join(path)).context(*path)?;
+        let new = fill(&old, &parts).context(*path)?;
+        Ok((*path, old, new))
+    };
+    DOCUMENTS.iter().map(one).collect()
+}
+
+/// Documents that are out of date.
+pub fn stale(root: &Path, files: &[File]) -> Result<Vec<String>> {
+    let documents = documents(root, files)?;
+    let stale = documents.into_iter().filter(|(_, old, new)| old != new);
+    Ok(stale.map(|(path, _, _)| format!("{path}: run `cargo xtask tidy --bless`")).collect())
+}
+
+/// Writes documents that are out of date, and gives their paths.
+pub fn bless(root: &Path, files: &[File]) -> Result<Vec<&'static str>> {
+    let mut written = Vec::new();
+    for (path, old, new) in documents(root, files)? {
+        if old != new {
+            fs::write(root.join(path), new).context(path)?;
+            written.push(path);
+        }
+    }
+    Ok(written)
+}
+
+/// The text with what stands between `<!-- generated: NAME -->` and `<!-- end -->` replaced.
+fn fill(text: &str, parts: &BTreeMap<&str, String>) -> Result<String> {
+    let (open, close, end) = ("<!-- generated: ", " -->\n", "<!-- end -->");
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(open) {
+        let (name, after) = after.split_once(close).context("a generated part has no name")?;
+        let Some(part) = parts.get(name) else { bail!("nothing is called `{name}`") };
+        let (_, after) = after.split_once(end).with_context(|| format!("part `{name}` has no end"))?;
+        let _ = write!(out, "{before}{open}{name}{close}\n{}\n\n{end}", part.trim());
+        rest = after;
+    }
+    Ok(out + rest)
+}
+
+fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> {
+    let cases = AnyOp::all_cases(Level::Smoke);
+    let mut parts = BTreeMap::from([("operators", operators(&cases)), ("presets", presets())]);
+    let example = files.iter().find(|f| f.path == EXAMPLE).with_context(|| format!("{EXAMPLE} is missing"))?;
+    parts.insert("example", format!("```rust\n{}```", shown(&example.text)));
+    let mut speed = String::new();
+    let mut records = Vec::new();
+    let mut paths: Vec<_> = files.iter().filter(|f| f.path.starts_with(RECORDS) && f.is(&["json"])).map(|f| &f.path).collect();
+    paths.sort();
+    for path in paths {
+        let file = root.join(path);
+        if path.contains("accuracy") {
+            records.push(Accuracy::load(&file)?);
+        } else {
+            let _ = writeln!(speed, "{}\nEverything that was timed: [{path}]({path}).\n", Record::load(&file)?.highlights());
+        }
+    }
+    parts.insert("speed", speed);
+    parts.insert("support", support(files, &records));
+    parts.insert("accuracy", records.iter().map(Accuracy::markdown).collect());
+    Ok(parts)
+}
+
+/// A program without its documentation and the lines between `// hidden` and `// shown`.
+fn shown(text: &str) -> String {
+    let mut hidden = false;
+    let mut out = String::new();
+    for line in text.lines().skip_while(|l| l.starts_with("//!") || l.is_empty()) {
+        match line.trim() {
+            "// hidden" => hidden = true,
+            "// shown" => hidden = false,
+            _ if !hidden => out += &format!("{line}\n"),
+            _ => (),
+        }
+    }
+    out
+}
+
+/// Forward operators with their gradients.
+fn pairs() -> impl Iterator<Item = (&'static OpDesc, Option<&'static OpDesc>)> {
+    let descs = AnyOp::all_descs();
+    let forward = descs.clone().into_iter().filter(|d| !d.name.ends_with("_bwd"));
+    forward.map(move |d| (d, descs.iter().copied().find(|b| b.name.strip_suffix("_bwd") == Some(d.name))))
+}
+
+fn operators(cases: &[Case]) -> String {
+    let mut rows = Vec::new();
+    for desc in pairs().flat_map(|(forward, backward)| [Some(forward), backward]).flatten() {
+        let optional = |s: &Slot| cases.iter().any(|c| c.op.desc().name == desc.name && !c.op.has(s.name));
+        let list = |role: &[Role]| {
+            let operand = |s: &Slot| {
+                let mark = if s.dtype == DTypeRule::F32 { "*" } else { "" };
+                let text = format!("{mark}{s}{mark}");
+                if optional(s) { format!("({text})") } else { text }
+            };
+            desc.slots.iter().filter(|s| role.contains(&s.role)).map(operand).collect::<Vec<_>>().join(", ")
+        };
+        let formula = format!("`{}`", desc.formula);
+        rows.push(vec![format!("`{}`", desc.name), formula, list(&[Role::In]), list(&[Role::Out]), list(&[Role::Saved])]);
+    }
+    let mut text = String::from("Operands in *italics* are f32, the others have the streams' type; those in parentheses depend on attributes.\n\n");
+    markdown_table(&mut text, &["operator", "computes", "reads", "writes", "saves"], 5, &rows);
+    text
+}
+
+/// `tested` needs a record of a self-test on a device, but for the CPU, which every run of the tests covers.
+fn support(files: &[File], records: &[Accuracy]) -> String {
+    let source = |op: &str| files.iter().any(|f| f.path == format!("mhc-core/src/ops/{op}/kernel.cuh"));
+    let image = |backend: &str, op: &str| {
+        let inside = format!("{backend}/kernels/gen/");
+        files.iter().any(|f| f.path.starts_with(&format!("{inside}{op}.")))
+    };
+    let tested = |prefix: &str, op: &str| {
+        let mut devices = records.iter().flat_map(|r| &r.devices).filter(|d| d.device.starts_with(prefix));
+        devices.any(|d| d.rows.iter().any(|r| r.op == op) && d.rows.iter().all(|r| r.op != op || r.wrong.is_none()))
+    };
+    let gpu = |backend: &str, op: &str| match () {
+        () if tested(backend.trim_start_matches("mhc-"), op) => "tested",
+        () if image(backend, op) => "compiled",
+        () if source(op) => "source",
+        () => "missing",
+    };
+    let row = |(forward, backward): (&OpDesc, Option<&OpDesc>)| {
+        let name = forward.name;
+        let both = if backward.is_some() { "forward, backward" } else { "forward" };
+        [&format!("`{name}`"), both, "tested", gpu("mhc-cuda", name), gpu("mhc-hip", name)].map(String::from).to_vec()
+    };
+    let mut text = String::new();
+    markdown_table(&mut text, &["operator", "", "CPU", "NVIDIA", "AMD"], 5, &pairs().map(row).collect::<Vec<_>>());
+    text
+}
+
+fn presets() -> String {
+    let row = |(name, v): &(&str, Numerics)| {
+        let s = v.sinkhorn;
+        let eps = if s.eps.value() == 0.0 { s.eps.name().into() } else { format!("{} {:e}", s.eps.name(), s.eps.value()) };
+        let orientation = match v.orientation {
+            mhc_core::Orientation::ToFrom => "`[to][from]`",
+            mhc_core::Orientation::FromTo => "`[from][to]`",
+        };
+        let order = match s.order {
+            mhc_core::Order::ColumnsFirst => "columns, then rows",
+            mhc_core::Order::RowsFirst => "rows, then columns",
+        };
+        let start = match s.start {
+            mhc_core::Start::Exp => "exp",
+            mhc_core::Start::ExpShifted => "exp of logits less their maximum",
+            mhc_core::Start::Softmax => "softmax",
+        };
+        [
+            format!("`{name}`"),
+            start.into(),
+            order.into(),
+            eps,
+            s.iters.to_string(),
+            orientation.into(),
+            format!("{:e}", v.rms_eps),
+            format!("{:e}", v.pre_eps),
+            v.post_mult.to_string(),
+        ]
+        .to_vec()
+    };
+    let header = ["preset", "start", "order", "ε of a sum", "iterations", "n·n block", "rms_eps", "pre_eps", "post_mult"];
+    let mut text = String::new();
+    markdown_table(&mut text, &header, 4, &Numerics::PRESETS.iter().map(row).collect::<Vec<_>>());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_replaced_and_the_rest_is_kept() {
+        let parts = BTreeMap::from([("a", "new".to_string())]);
+        let text = "x\n<!-- generated: a -->\nold\n<!-- end -->\ny\n";
+        let filled = fill(text, &parts).unwrap();
+        assert_eq!(filled, "x\n<!-- generated: a -->\n\nnew\n\n<!-- end -->\ny\n");
+        assert_eq!(fill(&filled, &parts).unwrap(), filled);
+        assert!(fill("<!-- generated: b -->\n<!-- end -->", &parts).is_err());
+        assert!(fill("<!-- generated: a -->\n", &parts).is_err());
+    }
+
+    #[test]
+    fn examples_hide_what_is_marked() {
+        assert_eq!(shown("//! doc\n\nuse x;\n// hidden\na();\n// shown\nb();\n"), "use x;\nb();\n");
+    }
+}
