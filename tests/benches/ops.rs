@@ -18,6 +18,8 @@ fn main() -> Result<()> {
         Err(_) => 1.0,
     };
     let op = std::env::var("MHC_TEST_OP").ok().filter(|op| !op.is_empty());
+    // Criterion's `--test`: everything once, to see that it runs.
+    let timing = std::env::args().all(|arg| arg != "--test");
     let mut criterion = Criterion::default()
         .sample_size(20)
         .warm_up_time(Duration::from_secs_f64(0.3 * seconds))
@@ -27,7 +29,7 @@ fn main() -> Result<()> {
         let stream = Stream::new(subject.device)?;
         time(&mut criterion, &format!("{}@{}", bench::COPY, subject.name), || Copy::new(&stream))?;
         for bench in bench::suite(op.as_deref()) {
-            time(&mut criterion, &format!("{}@{}", bench.id, subject.name), || Ready::new(&stream, &bench))?;
+            time(&mut criterion, &format!("{}@{}", bench.id, subject.name), || Ready::new(&stream, &bench, timing))?;
         }
     }
     criterion.final_summary();

@@ -100,10 +100,10 @@ impl Operands {
 }
 
 impl Ready {
-    /// Makes operands, as many sets as it takes to exceed the caches.
-    pub fn new(stream: &Stream, bench: &Bench) -> Result<Self> {
+    /// Makes operands: one set, or, `rotated`, as many as it takes to exceed the caches where the operator is bound by memory.
+    pub fn new(stream: &Stream, bench: &Bench, rotated: bool) -> Result<Self> {
         let bytes = bench.bytes().max(1);
-        let sets = if bytes < CACHED { 1 } else { ROTATED.div_ceil(bytes).max(1) };
+        let sets = if rotated && bytes >= CACHED { ROTATED.div_ceil(bytes) } else { 1 };
         let noise = Noise::new();
         let set = |_| bench.steps.iter().map(|p| operands(stream, p, &noise)).collect::<Result<Vec<_>>>();
         let sets = (0..sets).map(set).collect::<Result<Vec<_>>>()?;
@@ -129,7 +129,7 @@ impl Timed for Ready {
     }
 }
 
-/// Random numbers, drawn once and used again: drawing takes longer than any operator.
+/// Random numbers, drawn once and repeated: drawing takes longer than any operator.
 struct Noise(Vec<f64>);
 
 impl Noise {
@@ -138,20 +138,25 @@ impl Noise {
         Self(Rng::new(1).normals(100_003))
     }
 
-    fn fill(&self, len: usize, fill: Fill) -> Vec<f64> {
+    /// `len` elements as bytes.
+    fn fill(&self, len: usize, dtype: DType, fill: Fill) -> Vec<u8> {
         let map = |v: &f64| match fill {
             Fill::Normal { std } => std * v,
             Fill::Uniform { lo, hi } => lo + (hi - lo) * v.rem_euclid(1.0),
         };
-        self.0.iter().map(map).cycle().take(len).collect()
+        let once = dtype.encode(&self.0.iter().take(len).map(map).collect::<Vec<_>>());
+        let mut bytes = once.repeat(len.div_ceil(self.0.len()));
+        bytes.truncate(len * dtype.size());
+        bytes
     }
 }
 
 /// Random inputs; what a backward operator reads of its forward's results is computed by the device.
 fn operands(stream: &Stream, p: &Problem, noise: &Noise) -> Result<Operands> {
     let draw = |slot: &Slot| -> Result<Tensor> {
-        let values = noise.fill(slot.len(&p.dims), slot.fill);
-        Ok(Tensor::from_f64(stream, slot.dtype(p.act), &slot.shape(&p.dims), &values)?)
+        let dtype = slot.dtype(p.act);
+        let bytes = noise.fill(slot.len(&p.dims), dtype, slot.fill);
+        Ok(Tensor::from_bytes(stream, dtype, &slot.shape(&p.dims), &bytes)?)
     };
     let mut known: Vec<(&str, Tensor)> = Vec::new();
     if let Some(op) = p.op.forward() {
@@ -205,7 +210,7 @@ impl Copy {
             return Ok(Self::Host { from: vec![1; COPIED], to: vec![2; COPIED], threads });
         }
         let problem = Problem::new(Expand, Dims::new(COPIED / 4 / 4096, 1, 4096), DType::F32);
-        Ok(Self::Device(Ready::new(stream, &Bench { id: COPY.into(), steps: vec![problem] })?))
+        Ok(Self::Device(Ready::new(stream, &Bench { id: COPY.into(), steps: vec![problem] }, false)?))
     }
 }
 

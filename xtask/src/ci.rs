@@ -1,11 +1,15 @@
 //! `cargo xtask ci`: every gate, in the order in which they fail fastest.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use xshell::{Shell, cmd};
 
-use crate::{home::Home, report};
+use crate::{home::Home, new_op, report};
 
 /// Run every gate: format, lints, docs, features, tests, rules of the repository
 ///
@@ -39,6 +43,10 @@ const GATES: &[Gate] = &[
     Gate { name: "doc", what: "rustdoc without a warning", run: doc },
     Gate { name: "features", what: "mhc-ops with every combination of features", run: features },
     Gate { name: "test", what: "all tests, on every device that is there", run: test },
+    Gate { name: "bench", what: "every bench runs once", run: bench },
+    Gate { name: "golden", what: "golden cases of other implementations", run: golden },
+    Gate { name: "demo", what: "the demo on a slice of its tokens", run: demo },
+    Gate { name: "new-op", what: "a new operator compiles as it is written", run: scaffold },
 ];
 
 enum Outcome {
@@ -126,4 +134,63 @@ fn features(shell: &Shell) -> Result<Skipped> {
 fn test(shell: &Shell) -> Result<Skipped> {
     cmd!(shell, "cargo xtask test").run()?;
     Ok(None)
+}
+
+fn bench(shell: &Shell) -> Result<Skipped> {
+    cmd!(shell, "cargo xtask bench --once").run()?;
+    Ok(None)
+}
+
+/// Where the golden cases lie that are not part of the repository.
+const GOLDEN: &str = "../shared/golden/mhc";
+
+fn golden(shell: &Shell) -> Result<Skipped> {
+    if !shell.path_exists(GOLDEN) {
+        return Ok(Some(format!("there is no folder {GOLDEN}")));
+    }
+    cmd!(shell, "cargo xtask golden {GOLDEN}").run()?;
+    Ok(None)
+}
+
+fn demo(shell: &Shell) -> Result<Skipped> {
+    for streams in ["4", "3"] {
+        cmd!(shell, "cargo xtask demo --tokens 24 --streams {streams} --out target/xtask/demo").run()?;
+    }
+    Ok(None)
+}
+
+/// Writes a new operator into a copy of the repository, puts it in place, and lets the compiler and rustfmt judge it.
+fn scaffold(shell: &Shell) -> Result<Skipped> {
+    let home = Home::find()?;
+    let copy = home.scratch("new-op")?;
+    for path in cmd!(shell, "git ls-files --cached --others --exclude-standard").quiet().read()?.lines() {
+        if home.root().join(path).is_file() {
+            shell.copy_file(home.root().join(path), create_parent(&copy.join(path))?)?;
+        }
+    }
+    let name = "scaffold_check";
+    let written = new_op::write(&copy, name)?;
+    for edit in new_op::edits(name) {
+        let file = copy.join(&edit.file);
+        let text = shell.read_file(&file)?;
+        let Some(at) = text.lines().position(|l| l.starts_with(edit.before)) else {
+            bail!("{} has no line that starts with `{}`", edit.file, edit.before)
+        };
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.insert(at, &edit.line);
+        shell.write_file(&file, lines.join("\n") + "\n")?;
+    }
+    let _there = shell.push_dir(&copy);
+    // The registry's crates are compiled already; the workspace's own are others under this path.
+    let _target = shell.push_env("CARGO_TARGET_DIR", home.root().join("target"));
+    cmd!(shell, "rustfmt --check --edition 2024 {written...}").run()?;
+    cmd!(shell, "cargo check --release --package mhc-cpu").run()?;
+    Ok(None)
+}
+
+fn create_parent(path: &Path) -> Result<&Path> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(path)
 }

@@ -6,6 +6,7 @@
 mod bench;
 mod bundle;
 mod ci;
+mod demo;
 mod devices;
 mod doctor;
 mod golden;
@@ -34,6 +35,7 @@ enum Task {
     Test(test::Args),
     Bench(bench::Args),
     Golden(golden::Args),
+    Demo(demo::Args),
     Doctor(doctor::Args),
     NewOp(new_op::Args),
     Tidy(tidy::Args),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Golden(args) => golden::run(&args),
         Task::Doctor(args) => doctor::run(&args),
         Task::NewOp(args) => new_op::run(&args),
@@ -58,5 +61,15 @@ fn main() -> ExitCode {
             eprintln!("error: {e:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_flag_is_well_formed() {
+        super::Cli::command().debug_assert();
     }
 }

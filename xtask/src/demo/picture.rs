@@ -35,8 +35,8 @@ pub fn draw(f: &Findings) -> String {
     let axis = Axis { top: 10f64.powf((top * 1.15).log10().ceil().max(1.0)), depth };
     let forward = |k: &Findings1| k.sub_layers.iter().map(|s| s.forward_gain).collect();
     let backward = |k: &Findings1| k.sub_layers.iter().map(|s| s.backward_gain).collect();
-    gains(&mut svg, (48.0, 112.0), &axis, f, "Forward: largest row sum of |H_l ⋯ H_1|", "after sub-layer l", forward);
-    gains(&mut svg, (672.0, 112.0), &axis, f, "Backward: largest column sum of |H_L ⋯ H_l|", "before sub-layer l", backward);
+    gains(&mut svg, (48.0, 112.0), &axis, f, "Forward: largest row sum of |H_l … H_1|", "after sub-layer l", forward);
+    gains(&mut svg, (672.0, 112.0), &axis, f, "Backward: largest column sum of |H_L … H_l|", "before sub-layer l", backward);
     maps(&mut svg, f);
     svg.finish()
 }
@@ -46,17 +46,18 @@ struct Axis {
     depth: usize,
 }
 
-const PANEL: P = (440.0, 300.0);
+const PANEL: P = (424.0, 290.0);
 const LOWEST: f64 = 0.5;
 
 /// One panel: a line for the mean over tokens, a band up to the largest.
 fn gains(svg: &mut Svg, (x, y): P, axis: &Axis, f: &Findings, title: &str, below: &str, of: impl Fn(&Findings1) -> Vec<Gain>) {
-    let (x0, y0) = (x + 44.0, y + 24.0);
+    let (x0, y0) = (x + 44.0, y + 36.0);
     let at = |l: usize, v: f64| {
         let height = (v / LOWEST).ln() / (axis.top / LOWEST).ln();
         (x0 + PANEL.0 * (l as f64 + 0.5) / axis.depth as f64, y0 + PANEL.1 * (1.0 - height))
     };
     svg.text((x, y + 4.0), 16.0, Anchor::Start, INK, title);
+    svg.text((x, y + 23.0), 13.0, Anchor::Start, FAINT, "line: mean over tokens; band: up to the largest");
     let mut tick = 1.0;
     while tick <= axis.top {
         let (_, v) = at(0, tick);
@@ -85,24 +86,27 @@ fn gains(svg: &mut Svg, (x, y): P, axis: &Axis, f: &Findings, title: &str, below
             mean.iter().for_each(|p| svg.dot(*p, 3.4, colour(*kind)));
         }
     }
-    let end = |kind: Kind| {
-        let found = f.kinds.iter().find(|k| k.kind == kind);
-        found.and_then(|k| of(k).last().copied()).map(|g| (at(axis.depth - 1, g.mean), g))
+    // Beside the line's far end, or below it where it falls.
+    let ends = |kind: Kind| {
+        let gains = f.kinds.iter().find(|k| k.kind == kind).map(&of)?;
+        let (first, last) = (gains.first()?.mean, gains.last()?.mean);
+        Some(if first > last { (0, first, (10.0, 34.0)) } else { (axis.depth - 1, last, (12.0, 4.0)) })
     };
-    let label_x = x0 + PANEL.0 - 6.0;
-    if let Some(((_, v), g)) = end(Kind::Unconstrained) {
-        svg.text((label_x, v), 14.0, Anchor::Start, colour(Kind::Unconstrained), "unconstrained HC");
-        svg.text((label_x, v + 17.0), 13.0, Anchor::Start, colour(Kind::Unconstrained), &number(g.mean));
+    if let Some((l, gain, by)) = ends(Kind::Unconstrained) {
+        let (x, y) = at(l, gain);
+        let text = format!("unconstrained HC {}", number(gain));
+        svg.text((x + by.0, y + by.1), 14.0, Anchor::Start, colour(Kind::Unconstrained), &text);
     }
-    if let Some(((_, v), g)) = end(Kind::Mhc) {
-        svg.text((label_x, v - 8.0), 14.0, Anchor::Start, colour(Kind::Mhc), &format!("mHC {}", number(g.mean)));
-        svg.text((label_x, v + 22.0), 14.0, Anchor::Start, colour(Kind::Plain), "plain residual 1 (dashed)");
+    if let Some((_, gain, _)) = ends(Kind::Mhc) {
+        let (x, y) = at(axis.depth - 1, gain);
+        svg.text((x + 12.0, y - 4.0), 14.0, Anchor::Start, colour(Kind::Mhc), &format!("mHC {}", number(gain)));
+        svg.text((x + 12.0, y + 16.0), 14.0, Anchor::Start, colour(Kind::Plain), "plain 1 (dashed)");
     }
 }
 
 /// Three digits that matter.
 fn number(v: f64) -> String {
-    let digits = (2 - v.abs().max(0.01).log10().floor() as i32).clamp(0, 3) as usize;
+    let digits = (2 - (v.abs() * 1.0005).max(0.1).log10().floor() as i32).clamp(0, 2) as usize;
     format!("{v:.digits$}")
 }
 

@@ -83,7 +83,7 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
     Ok(parts)
 }
 
-/// A program without its documentation and the lines between `// hidden` and `// shown`.
+/// A program without its documentation, its indentation, and the lines between `// hidden` and `// shown`.
 fn shown(text: &str) -> String {
     let mut hidden = false;
     let mut out = String::new();
@@ -91,7 +91,7 @@ fn shown(text: &str) -> String {
         match line.trim() {
             "// hidden" => hidden = true,
             "// shown" => hidden = false,
-            _ if !hidden => out += &format!("{line}\n"),
+            _ if !hidden => out += &format!("{}\n", line.strip_prefix("    ").unwrap_or(line)),
             _ => (),
         }
     }
