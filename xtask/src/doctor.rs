@@ -114,7 +114,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let failed = tests.iter().flat_map(|t| &t.rows).filter(|r| r.wrong.is_some()).count();
     if let Some(file) = &args.save {
-        let record = Accuracy { machine: machine::name(), date: machine::today(), commit: home.commit(), devices: tests };
+        let record =
+            Accuracy { machine: machine::name(), date: machine::today(), commit: home.commit(), devices: tests };
         fs::write(file, serde_json::to_string_pretty(&record)? + "\n").with_context(|| file.display().to_string())?;
     }
     if failed > 0 { bail!("{failed} self-tests fail") } else { Ok(()) }

@@ -87,7 +87,14 @@ impl Record {
                 rows.push(Row { id: bench.id.clone(), device: device.clone(), us: ns / 1e3, bytes: bench.bytes() });
             }
         }
-        Ok(Self { machine: machine::name(), date: machine::today(), commit: home.commit(), devices, rows, peers: Vec::new() })
+        Ok(Self {
+            machine: machine::name(),
+            date: machine::today(),
+            commit: home.commit(),
+            devices,
+            rows,
+            peers: Vec::new(),
+        })
     }
 
     pub fn load(file: impl AsRef<Path>) -> Result<Self> {
@@ -159,7 +166,8 @@ impl Record {
 /// The shape of the and the README's comparisons.
 const TRAINING: &str = "T2048.n4.C2048";
 /// What the peers' rows call the benches that do the same work.
-const SAME_WORK: [(&str, &str); 3] = [("pre.fwd/", "pre_fwd"), ("post.fwd/", "post_fwd"), ("sub_layer.fwd_bwd/", "pre_post_fwd_bwd")];
+const SAME_WORK: [(&str, &str); 3] =
+    [("pre.fwd/", "pre_fwd"), ("post.fwd/", "post_fwd"), ("sub_layer.fwd_bwd/", "pre_post_fwd_bwd")];
 
 impl Record {
     /// What a reader of the README wants to see: the training shape, and the peers.
@@ -192,7 +200,13 @@ impl Record {
             let times = self.peers.iter().filter(same).filter_map(|p| Some((p.ms.get(*work)?, p.peer.as_str())));
             if let Some((ms, peer)) = times.min_by(|a, b| a.0.total_cmp(b.0)) {
                 let ours = row.us / 1e3;
-                rows.push(vec![row.id.clone(), format!("{ours:.3}"), ms.to_string(), peer.into(), format!("{:.1}", ms / ours)]);
+                rows.push(vec![
+                    row.id.clone(),
+                    format!("{ours:.3}"),
+                    ms.to_string(),
+                    peer.into(),
+                    format!("{:.1}", ms / ours),
+                ]);
             }
         }
         rows

@@ -18,9 +18,7 @@ pub struct Gain {
 
 /// H_res of every token from packed coefficients.
 pub fn matrices(n: usize, orientation: Orientation, mixes: &[f64]) -> Vec<Matrix> {
-    let matrix = |m: &[f64]| {
-        (0..n * n).map(|e| m[2 * n + orientation.index(n, e / n, e % n)]).collect()
-    };
+    let matrix = |m: &[f64]| (0..n * n).map(|e| m[2 * n + orientation.index(n, e / n, e % n)]).collect();
     mixes.chunks(n * (n + 2)).map(matrix).collect()
 }
 

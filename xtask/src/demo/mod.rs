@@ -211,7 +211,8 @@ fn print(f: &Findings) {
         f.tokens, f.streams, f.channels, f.dtype, f.numerics, f.device
     );
     let header = ["", "forward µs", "GB/s", "backward µs", "GB/s", "difference from f64", "of gradients"];
-    let mean = |k: &Findings1, of: fn(&SubLayer) -> f64| k.sub_layers.iter().map(of).sum::<f64>() / k.sub_layers.len() as f64;
+    let mean =
+        |k: &Findings1, of: fn(&SubLayer) -> f64| k.sub_layers.iter().map(of).sum::<f64>() / k.sub_layers.len() as f64;
     let row = |k: &Findings1| {
         vec![
             k.kind.name().into(),

@@ -23,7 +23,13 @@ fn colour(kind: Kind) -> &'static str {
 /// The picture as SVG.
 pub fn draw(f: &Findings) -> String {
     let mut svg = Svg::new(SIZE);
-    svg.text((48.0, 50.0), 25.0, Anchor::Start, INK, "How much may a signal grow on its way through the residual streams?");
+    svg.text(
+        (48.0, 50.0),
+        25.0,
+        Anchor::Start,
+        INK,
+        "How much may a signal grow on its way through the residual streams?",
+    );
     let depth = f.kinds[0].sub_layers.len();
     let setting = format!(
         "{depth} sub-layers of a pretrained transformer on a real text: T = {}, n = {}, C = {}, {} streams, {} conventions, {}",
@@ -36,7 +42,15 @@ pub fn draw(f: &Findings) -> String {
     let forward = |k: &Findings1| k.sub_layers.iter().map(|s| s.forward_gain).collect();
     let backward = |k: &Findings1| k.sub_layers.iter().map(|s| s.backward_gain).collect();
     gains(&mut svg, (48.0, 112.0), &axis, f, "Forward: largest row sum of |H_l … H_1|", "after sub-layer l", forward);
-    gains(&mut svg, (672.0, 112.0), &axis, f, "Backward: largest column sum of |H_L … H_l|", "before sub-layer l", backward);
+    gains(
+        &mut svg,
+        (672.0, 112.0),
+        &axis,
+        f,
+        "Backward: largest column sum of |H_L … H_l|",
+        "before sub-layer l",
+        backward,
+    );
     maps(&mut svg, f);
     svg.finish()
 }
@@ -50,7 +64,15 @@ const PANEL: P = (424.0, 290.0);
 const LOWEST: f64 = 0.5;
 
 /// One panel: a line for the mean over tokens, a band up to the largest.
-fn gains(svg: &mut Svg, (x, y): P, axis: &Axis, f: &Findings, title: &str, below: &str, of: impl Fn(&Findings1) -> Vec<Gain>) {
+fn gains(
+    svg: &mut Svg,
+    (x, y): P,
+    axis: &Axis,
+    f: &Findings,
+    title: &str,
+    below: &str,
+    of: impl Fn(&Findings1) -> Vec<Gain>,
+) {
     let (x0, y0) = (x + 44.0, y + 36.0);
     let at = |l: usize, v: f64| {
         let height = (v / LOWEST).ln() / (axis.top / LOWEST).ln();
@@ -90,7 +112,7 @@ fn gains(svg: &mut Svg, (x, y): P, axis: &Axis, f: &Findings, title: &str, below
     let ends = |kind: Kind| {
         let gains = f.kinds.iter().find(|k| k.kind == kind).map(&of)?;
         let (first, last) = (gains.first()?.mean, gains.last()?.mean);
-        Some(if first > last { (0, first, (10.0, 34.0)) } else { (axis.depth - 1, last, (12.0, 4.0)) })
+        Some(if first > last { (0, first, (2.0, 66.0)) } else { (axis.depth - 1, last, (12.0, 4.0)) })
     };
     if let Some((l, gain, by)) = ends(Kind::Unconstrained) {
         let (x, y) = at(l, gain);
@@ -118,7 +140,9 @@ fn maps(svg: &mut Svg, f: &Findings) {
     let token = f.tokens / 2;
     let n = f.streams;
     let y = 520.0;
-    let title = format!("H_res of token {token}, to (down) by from (across), with the sums of absolute values of its rows and columns");
+    let title = format!(
+        "H_res of token {token}, to (down) by from (across), with the sums of absolute values of its rows and columns"
+    );
     svg.text((48.0, y), 16.0, Anchor::Start, INK, &title);
     let last = f.kinds[0].sub_layers.len() - 1;
     let picked = [0, last / 2, last];

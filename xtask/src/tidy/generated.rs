@@ -67,14 +67,19 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
     parts.insert("example", format!("```rust\n{}```", shown(&example.text)));
     let mut speed = String::new();
     let mut records = Vec::new();
-    let mut paths: Vec<_> = files.iter().filter(|f| f.path.starts_with(RECORDS) && f.is(&["json"])).map(|f| &f.path).collect();
+    let mut paths: Vec<_> =
+        files.iter().filter(|f| f.path.starts_with(RECORDS) && f.is(&["json"])).map(|f| &f.path).collect();
     paths.sort();
     for path in paths {
         let file = root.join(path);
         if path.contains("accuracy") {
             records.push(Accuracy::load(&file)?);
         } else {
-            let _ = writeln!(speed, "{}\nEverything that was timed: [{path}]({path}).\n", Record::load(&file)?.highlights());
+            let _ = writeln!(
+                speed,
+                "{}\nEverything that was timed: [{path}]({path}).\n",
+                Record::load(&file)?.highlights()
+            );
         }
     }
     parts.insert("speed", speed);
@@ -118,9 +123,17 @@ fn operators(cases: &[Case]) -> String {
             desc.slots.iter().filter(|s| role.contains(&s.role)).map(operand).collect::<Vec<_>>().join(", ")
         };
         let formula = format!("`{}`", desc.formula);
-        rows.push(vec![format!("`{}`", desc.name), formula, list(&[Role::In]), list(&[Role::Out]), list(&[Role::Saved])]);
+        rows.push(vec![
+            format!("`{}`", desc.name),
+            formula,
+            list(&[Role::In]),
+            list(&[Role::Out]),
+            list(&[Role::Saved]),
+        ]);
     }
-    let mut text = String::from("Operands in *italics* are f32, the others have the streams' type; those in parentheses depend on attributes.\n\n");
+    let mut text = String::from(
+        "Operands in *italics* are f32, the others have the streams' type; those in parentheses depend on attributes.\n\n",
+    );
     markdown_table(&mut text, &["operator", "computes", "reads", "writes", "saves"], 5, &rows);
     text
 }
@@ -155,7 +168,8 @@ fn support(files: &[File], records: &[Accuracy]) -> String {
 fn presets() -> String {
     let row = |(name, v): &(&str, Numerics)| {
         let s = v.sinkhorn;
-        let eps = if s.eps.value() == 0.0 { s.eps.name().into() } else { format!("{} {:e}", s.eps.name(), s.eps.value()) };
+        let eps =
+            if s.eps.value() == 0.0 { s.eps.name().into() } else { format!("{} {:e}", s.eps.name(), s.eps.value()) };
         let orientation = match v.orientation {
             mhc_core::Orientation::ToFrom => "`[to][from]`",
             mhc_core::Orientation::FromTo => "`[from][to]`",
@@ -182,7 +196,8 @@ fn presets() -> String {
         ]
         .to_vec()
     };
-    let header = ["preset", "start", "order", "ε of a sum", "iterations", "n·n block", "rms_eps", "pre_eps", "post_mult"];
+    let header =
+        ["preset", "start", "order", "ε of a sum", "iterations", "n·n block", "rms_eps", "pre_eps", "post_mult"];
     let mut text = String::new();
     markdown_table(&mut text, &header, 4, &Numerics::PRESETS.iter().map(row).collect::<Vec<_>>());
     text
