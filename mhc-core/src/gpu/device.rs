@@ -38,9 +38,11 @@ struct Loaded<D: GpuDriver> {
 /// Kernels by operator and sizes; those that differ in attributes only are told apart by comparison, as attributes have no hash.
 #[derive(Default)]
 struct Kernels {
-    by_size: HashMap<(&'static str, Dims, DType), Vec<(Problem, Arc<dyn Kernel>)>>,
+    by_size: HashMap<(&'static str, Dims, DType), Vec<Prepared>>,
     count: usize,
 }
+
+type Prepared = (Problem, Arc<dyn Kernel>);
 
 impl Kernels {
     fn get(&self, p: &Problem) -> Option<Arc<dyn Kernel>> {
