@@ -2,6 +2,9 @@
 //!
 //! It finds and describes devices. Kernels are not yet implemented, so [`Backend::open`] says so.
 
+pub mod images;
+pub mod nvrtc;
+
 use core::ffi::c_int;
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ mod devices;
 mod doctor;
 mod golden;
 mod home;
+mod kernels;
 mod machine;
 mod new_op;
 mod programs;
@@ -41,6 +42,7 @@ enum Task {
     Tidy(tidy::Args),
     Ci(ci::Args),
     Bundle(bundle::Args),
+    Kernels(kernels::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Task::Tidy(args) => tidy::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Bundle(args) => bundle::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

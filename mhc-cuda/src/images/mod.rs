@@ -1,0 +1,21 @@
+//! Kernel images: which are embedded, and which of them a device is given.
+
+mod targets;
+
+pub use targets::{WAVE, options, sources, targets};
+
+/// An embedded image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Image {
+    /// The device source.
+    pub source: &'static str,
+    /// `sm_90`, `compute_80`.
+    pub target: &'static str,
+    /// Its size.
+    pub bytes: usize,
+    /// A Zstandard frame.
+    pub data: &'static [u8],
+}
+
+/// Every embedded image.
+pub(crate) const IMAGES: &[Image] = include!("../../kernels/gen/index.rs");

@@ -1,0 +1,269 @@
+//! `cargo xtask kernels`: compiles the device sources for every architecture, without a GPU, into what the CUDA crate embeds.
+
+mod manifest;
+mod resources;
+mod wheel;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use mhc_core::gpu::{HEADERS, Source};
+use mhc_cuda::{
+    images::{self, WAVE},
+    nvrtc::{Format, Nvrtc, Unit},
+};
+use sha2::{Digest, Sha256};
+use xshell::Shell;
+
+use self::{
+    manifest::{Image, Manifest},
+    resources::Resources,
+};
+use crate::{home::Home, report};
+
+/// Where the images lie.
+const FOLDER: &str = "mhc-cuda/kernels/gen";
+
+/// The most registers of a thread. 128 let a multiprocessor hold 16 warps, which it takes to keep its memory busy.
+const REGISTER_BUDGET: u32 = 128;
+
+/// Compile the device sources into the images that the CUDA crate embeds
+///
+/// Needs no GPU and no CUDA toolkit: the pinned NVRTC is downloaded with pip, or MHC_NVRTC names its library. Sources that have not
+/// changed since the manifest was written are not compiled again.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Compile everything again, write nothing, and fail where the committed images are not what comes out
+    #[arg(long)]
+    check: bool,
+    /// These sources only
+    #[arg(value_name = "SOURCE")]
+    only: Vec<String>,
+}
+
+struct Job {
+    source: &'static Source,
+    target: String,
+    input: String,
+}
+
+/// What came of a job.
+struct Built {
+    image: Image,
+    compressed: Vec<u8>,
+    parameters: BTreeMap<String, u32>,
+}
+
+impl Job {
+    fn new(source: &'static Source, target: String) -> Self {
+        let mut hash = Sha256::new();
+        let mut add = |text: &str| {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        };
+        add(wheel::VERSION);
+        images::options(&target).iter().for_each(|o| add(o));
+        HEADERS.iter().flat_map(|(name, text)| [name, text]).for_each(|t| add(t));
+        add(&source.translation_unit(WAVE));
+        Self { source, input: wheel::hex(&hash.finalize()), target }
+    }
+
+    fn format(&self) -> Format {
+        if self.target.starts_with("compute") { Format::Ptx } else { Format::Cubin }
+    }
+
+    /// `post.sm_90.cubin`
+    fn file(&self) -> String {
+        let extension = if self.format() == Format::Ptx { "ptx" } else { "cubin" };
+        format!("{}.{}.{extension}", self.source.name, self.target)
+    }
+
+    fn build(&self, nvrtc: Nvrtc) -> Result<Built> {
+        let text = self.source.translation_unit(WAVE);
+        let unit = Unit { name: &format!("{}.cu", self.source.name), text: &text, headers: HEADERS };
+        let compiled = nvrtc.compile(unit, &images::options(&self.target), self.format());
+        let compiled = compiled.map_err(|log| anyhow::anyhow!("{} for {}:\n{log}", self.source.name, self.target))?;
+        let (entries, parameters) = match self.format() {
+            Format::Cubin => (resources::parse(&compiled.log)?, BTreeMap::new()),
+            Format::Ptx => (BTreeMap::new(), resources::parameter_bytes(&String::from_utf8_lossy(&compiled.image))),
+        };
+        let found: Vec<_> = if self.format() == Format::Ptx { parameters.keys().collect() } else { entries.keys().collect() };
+        let mut wanted: Vec<_> = (self.source.entries)().iter().map(|e| e.name(WAVE)).collect();
+        wanted.sort();
+        ensure!(wanted.iter().eq(found.iter().copied()), "{} has entries {found:?}, but {wanted:?} are listed", self.file());
+        let compressed = encode(&compiled.image);
+        let image = Image {
+            source: self.source.name.into(),
+            target: self.target.clone(),
+            input: self.input.clone(),
+            image: wheel::hex(&Sha256::digest(&compiled.image)),
+            bytes: compiled.image.len(),
+            compressed: compressed.len(),
+            entries,
+        };
+        Ok(Built { image, compressed, parameters })
+    }
+}
+
+/// A Zstandard frame.
+fn encode(image: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(image, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let home = Home::find()?;
+    let folder = home.checkout("kernels")?.join(FOLDER);
+    let sh = home.shell()?;
+    for name in &args.only {
+        ensure!(images::sources().any(|s| s.name == name), "there is no device source `{name}`");
+    }
+    let old = read_manifest(&folder)?;
+    let all: Vec<Job> =
+        images::sources().flat_map(|s| images::targets(s).into_iter().map(move |t| Job::new(s, t))).collect();
+    let wanted = |job: &&Job| args.only.is_empty() || args.only.iter().any(|n| n == job.source.name);
+    let current = |job: &&Job| {
+        let image = old.images.get(&job.file());
+        !args.check && image.is_some_and(|i| i.input == job.input) && data_file(&folder, &job.file()).is_file()
+    };
+    let jobs: Vec<&Job> = all.iter().filter(wanted).filter(|j| !current(j)).collect();
+    let built = if jobs.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &jobs)? };
+    println!("{}", summary(&built));
+    let over = over_budget(&built);
+    if args.check {
+        compare(&folder, &old, &all, &built, args.only.is_empty())?;
+    } else {
+        write(&sh, &folder, old, &all, built)?;
+    }
+    if !over.is_empty() {
+        bail!("{} entries spill or take more than {REGISTER_BUDGET} registers:\n  {}", over.len(), over.join("\n  "));
+    }
+    Ok(())
+}
+
+fn data_file(folder: &Path, file: &str) -> PathBuf {
+    folder.join(format!("{file}.zst"))
+}
+
+fn read_manifest(folder: &Path) -> Result<Manifest> {
+    match std::fs::read_to_string(folder.join("manifest.json")) {
+        Ok(text) => Manifest::from_json(&text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Manifest::default()),
+        Err(e) => Err(e).context("kernels/gen/manifest.json"),
+    }
+}
+
+/// Runs the jobs on all processors. The compiler gives the same bytes on any thread.
+fn compile(sh: &Shell, root: &Path, jobs: &[&Job]) -> Result<BTreeMap<String, Built>> {
+    let path = wheel::library(sh, root)?;
+    let nvrtc = Nvrtc::load(&path).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let (major, minor) = nvrtc.version();
+    ensure!(wheel::VERSION.starts_with(&format!("{major}.{minor}.")), "{nvrtc:?}, but {} is pinned", wheel::VERSION);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let progress = indicatif::ProgressBar::new(jobs.len() as u64)
+        .with_style(indicatif::ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    progress.set_message(job.file());
+                    let built = job.build(nvrtc);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((job.file(), built));
+                    progress.inc(1);
+                }
+            });
+        }
+    });
+    progress.finish_and_clear();
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.into_iter().map(|(file, built)| Ok((file, built?))).collect()
+}
+
+fn summary(built: &BTreeMap<String, Built>) -> String {
+    let row = |(file, b): (&String, &Built)| {
+        let most = |f: fn(&Resources) -> u32| b.image.entries.values().map(f).max().unwrap_or(0).to_string();
+        let entries = b.image.entries.len().max(b.parameters.len()).to_string();
+        let (bytes, compressed) = (b.image.bytes.to_string(), b.image.compressed.to_string());
+        vec![file.clone(), entries, most(|r| r.registers), most(|r| r.spill_stores), most(|r| r.shared), bytes, compressed]
+    };
+    let header = ["image", "entries", "registers", "spilled", "shared", "bytes", "compressed"];
+    report::table(&header, 1, built.iter().map(row).collect()).to_string()
+}
+
+fn over_budget(built: &BTreeMap<String, Built>) -> Vec<String> {
+    let mut over = Vec::new();
+    for Built { image, .. } in built.values() {
+        for (name, r) in &image.entries {
+            if r.spill_stores + r.spill_loads > 0 || r.registers > REGISTER_BUDGET {
+                let Resources { registers, spill_stores, spill_loads, .. } = r;
+                let target = &image.target;
+                over.push(format!("{name} for {target}: {registers} registers, {spill_stores} + {spill_loads} bytes spilled"));
+            }
+        }
+    }
+    over
+}
+
+/// Writes what was built, and removes what is no longer wanted.
+fn write(sh: &Shell, folder: &Path, old: Manifest, all: &[Job], built: BTreeMap<String, Built>) -> Result<()> {
+    let mut new = Manifest { compiler: format!("NVRTC {}", wheel::VERSION), ..Manifest::default() };
+    let entries: Vec<String> = images::sources().flat_map(|s| (s.entries)()).map(|e| e.name(WAVE)).collect();
+    new.parameters = old.parameters.into_iter().filter(|(name, _)| entries.contains(name)).collect();
+    sh.create_dir(folder)?;
+    let kept = old.images.into_iter().filter(|(file, _)| all.iter().any(|job| job.file() == *file));
+    new.images.extend(kept);
+    for (file, b) in built {
+        sh.write_file(data_file(folder, &file), &b.compressed)?;
+        new.images.insert(file, b.image);
+        new.parameters.extend(b.parameters);
+    }
+    for path in sh.read_dir(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.strip_suffix(".zst").is_some_and(|file| !new.images.contains_key(file)) {
+            sh.remove_path(path)?;
+        }
+    }
+    sh.write_file(folder.join("manifest.json"), new.to_json()?)?;
+    sh.write_file(folder.join("index.rs"), new.to_index()?)?;
+    let total: usize = new.images.values().map(|i| i.compressed).sum();
+    println!("{} images, {} KiB in the crate", new.images.len(), total / 1024);
+    Ok(())
+}
+
+/// Fails where the committed images are not what the sources give.
+fn compare(
+    folder: &Path,
+    old: &Manifest,
+    all: &[Job],
+    built: &BTreeMap<String, Built>,
+    whole: bool,
+) -> Result<()> {
+    let mut wrong = Vec::new();
+    for (file, b) in built {
+        match old.images.get(file) {
+            None => wrong.push(format!("{file} is not committed")),
+            Some(image) if *image != b.image => wrong.push(format!("{file} differs from its line in the manifest")),
+            Some(_) if std::fs::read(data_file(folder, file)).ok().as_ref() != Some(&b.compressed) => {
+                wrong.push(format!("{file}.zst is not what its source gives"));
+            }
+            Some(_) => {}
+        }
+    }
+    let extra = old.images.keys().filter(|file| whole && !all.iter().any(|job| job.file() == **file));
+    wrong.extend(extra.map(|file| format!("{file} has no source any more")));
+    let parameters = built.values().flat_map(|b| &b.parameters);
+    let differ = parameters.filter(|(name, bytes)| old.parameters.get(*name) != Some(bytes));
+    wrong.extend(differ.map(|(name, _)| format!("{name}: its parameter differs from the manifest")));
+    if whole && std::fs::read_to_string(folder.join("index.rs")).ok() != old.to_index().ok() {
+        wrong.push("index.rs does not fit the manifest".into());
+    }
+    ensure!(wrong.is_empty(), "run `cargo xtask kernels` and commit the result:\n  {}", wrong.join("\n  "));
+    println!("{} images are what their sources give", built.len());
+    Ok(())
+}
