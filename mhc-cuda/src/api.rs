@@ -5,9 +5,11 @@
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::{path::PathBuf, sync::OnceLock};
 
-use cudarc::driver::sys::{CUlaunchConfig, CUmemPoolProps};
+use cudarc::driver::sys::CUlaunchConfig;
 use libloading::Library;
 use mhc_core::{Error, Missing, Result};
+
+use crate::memory::PoolProperties;
 
 /// A result of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +86,7 @@ api! {
     event_record = "cuEventRecord"(Handle, Handle);
     event_sync = "cuEventSynchronize"(Handle);
     event_elapsed = "cuEventElapsedTime"(*mut f32, Handle, Handle);
-    pool_create = "cuMemPoolCreate"(*mut Handle, *const CUmemPoolProps);
+    pool_create = "cuMemPoolCreate"(*mut Handle, *const PoolProperties);
     pool_destroy = "cuMemPoolDestroy"(Handle);
     pool_set = "cuMemPoolSetAttribute"(Handle, c_int, *mut c_void);
     pool_trim = "cuMemPoolTrimTo"(Handle, usize);

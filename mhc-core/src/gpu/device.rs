@@ -26,7 +26,7 @@ pub struct GpuDevice<D: GpuDriver> {
 /// What kernels keep alive.
 struct Shared<D: GpuDriver> {
     // Before the driver, so that functions and modules go first.
-    sources: Mutex<HashMap<&'static str, Loaded<D>>>,
+    images: Mutex<HashMap<(&'static str, DType), Loaded<D>>>,
     driver: D,
 }
 
@@ -71,7 +71,7 @@ impl<D: GpuDriver> GpuDevice<D> {
             let why = "its driver does not report its capabilities".into();
             Error::Unsupported { op: "device", device: info.id.to_string(), why }
         })?;
-        let shared = Shared { sources: Mutex::default(), driver };
+        let shared = Shared { images: Mutex::default(), driver };
         Ok(Self { shared: Arc::new(shared), caps, kernels: RwLock::default() })
     }
 
@@ -101,10 +101,11 @@ impl<D: GpuDriver> GpuDevice<D> {
             let log = format!("{} arguments, but at most {} are possible", launch.args.len(), Launch::MAX_ARGS);
             return Err(Error::Compile { entry: entry(), arch: self.caps.arch.clone(), log });
         }
-        let mut sources = lock(&self.shared.sources);
-        let loaded = match sources.entry(launch.source) {
+        let (source, dtype) = (launch.source, launch.entry.dtype);
+        let mut images = lock(&self.shared.images);
+        let loaded = match images.entry((source, dtype)) {
             Occupied(loaded) => loaded.into_mut(),
-            Vacant(place) => place.insert(Loaded { functions: HashMap::new(), module: driver.load(launch.source)? }),
+            Vacant(place) => place.insert(Loaded { functions: HashMap::new(), module: driver.load(source, dtype)? }),
         };
         if let Some(f) = loaded.functions.get(&launch.entry) {
             return Ok(*f);

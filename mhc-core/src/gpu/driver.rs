@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::Launch;
-use crate::{DevPtr, DeviceInfo, RawStream, Result};
+use crate::{DType, DevPtr, DeviceInfo, RawStream, Result};
 
 /// A point in the work of a stream, as the driver names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,9 +32,9 @@ pub unsafe trait GpuDriver: GpuQueue + 'static {
     /// What the device is. `caps` is there.
     fn info(&self) -> &DeviceInfo;
 
-    /// Loads the image of a [`Source`](super::Source) that suits the device best.
+    /// Loads the image with a [`Source`](super::Source)'s entries of one element type that suits the device best.
     /// [`Error::Compile`](crate::Error::Compile) with everything that was tried where there is none.
-    fn load(&self, source: &str) -> Result<Self::Module>;
+    fn load(&self, source: &'static str, dtype: DType) -> Result<Self::Module>;
     /// An entry point, ready for launches with as much dynamic shared memory as the device can give.
     fn function(&self, module: &Self::Module, entry: &str) -> Result<Self::Function>;
     /// Enqueues a launch. Copies `cells`, which are the bytes of the entry point's one parameter, a struct.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{GpuCaps, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph};
-use crate::{DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result};
+use crate::{DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result};
 
 /// What the driver has been asked and what it has given out.
 #[derive(Debug, Default)]
@@ -100,8 +100,8 @@ unsafe impl GpuDriver for Fake {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
-    fn load(&self, source: &str) -> Result<Module> {
-        self.call("load", source)?;
+    fn load(&self, source: &'static str, dtype: DType) -> Result<Module> {
+        self.call("load", &format!("{source} {dtype}"))?;
         Ok(Module { driver: self.clone(), id: self.give("module") })
     }
     fn function(&self, module: &Module, entry: &str) -> Result<u64> {

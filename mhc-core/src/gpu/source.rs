@@ -3,7 +3,8 @@
 //! A source is a `.cuh` file without vendor headers that defines, for every kernel `K` it has, a macro
 //! `MHC_KERNEL_K(NAME, E, N)` which expands to an `extern "C"` entry point `NAME` for streams of the element type `E` (`f32`,
 //! `bf16`, `f16`) and `N` streams; `N` is 0 where the entry takes any number of streams. What is compiled is the source followed by
-//! one such line per [`Entry`] ([`Source::translation_unit`]), so one image holds all entries of a source.
+//! one such line per [`Entry`] of one element type ([`Source::translation_unit`]): one image holds what a program that uses one type needs
+//! of a source, and no more, because images are unpacked before the first launch.
 //!
 //! An entry has one parameter: a struct whose fields are the launch's arguments in order, 8 bytes each.
 
@@ -35,10 +36,21 @@ pub struct Source {
 }
 
 impl Source {
-    /// What the compiler is given for devices with `wave` lanes.
-    pub fn translation_unit(&self, wave: u32) -> String {
+    /// The element types that it has entries for.
+    pub fn dtypes(&self) -> Vec<DType> {
+        let entries = (self.entries)();
+        DType::ALL.into_iter().filter(|dtype| entries.iter().any(|e| e.dtype == *dtype)).collect()
+    }
+
+    /// The entries of one image.
+    pub fn entries_of(&self, dtype: DType) -> Vec<Entry> {
+        (self.entries)().into_iter().filter(|e| e.dtype == dtype).collect()
+    }
+
+    /// What the compiler is given for one image, for devices with `wave` lanes.
+    pub fn translation_unit(&self, dtype: DType, wave: u32) -> String {
         let mut unit = format!("{}\n", self.text);
-        for entry in (self.entries)() {
+        for entry in self.entries_of(dtype) {
             let (kernel, dtype, streams) = (entry.kernel, entry.dtype, entry.streams);
             // Writing to a string cannot fail.
             let _ = writeln!(unit, "MHC_KERNEL_{kernel}({}, {dtype}, {streams})", entry.name(wave));

@@ -33,7 +33,7 @@ fn run_post(stream: &Stream, p: &Problem) -> Result<()> {
 }
 
 #[test]
-fn loads_each_source_once_whatever_the_sizes() {
+fn loads_each_image_once_whatever_the_sizes() {
     let (fake, device) = device();
     let stream = Stream::new(device).unwrap();
     for tokens in [3, 3, 17, 0, 1] {

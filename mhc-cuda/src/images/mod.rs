@@ -1,7 +1,11 @@
 //! Kernel images: which are embedded, and which of them a device is given.
 
+mod cache;
+mod choose;
+mod load;
 mod targets;
 
+pub(crate) use load::Attempts;
 pub use targets::{WAVE, options, sources, targets};
 
 /// An embedded image.
@@ -9,6 +13,8 @@ pub use targets::{WAVE, options, sources, targets};
 pub(crate) struct Image {
     /// The device source.
     pub source: &'static str,
+    /// The element type of its entries.
+    pub dtype: &'static str,
     /// `sm_90`, `compute_80`.
     pub target: &'static str,
     /// Its size.

@@ -23,6 +23,8 @@ pub struct Manifest {
 pub struct Image {
     /// The device source.
     pub source: String,
+    /// The element type of its entries.
+    pub dtype: String,
     /// What it was compiled for.
     pub target: String,
     /// SHA-256 of everything that was compiled, and how: text, included files, options, compiler.
@@ -42,9 +44,9 @@ impl Manifest {
     pub fn to_json(&self) -> Result<String> {
         let mut out = format!("{{\n\"compiler\": {},\n\"images\": {{\n", serde_json::to_string(&self.compiler)?);
         for (i, (file, image)) in self.images.iter().enumerate() {
-            let Image { source, target, input, image: hash, bytes, compressed, entries } = image;
+            let Image { source, dtype, target, input, image: hash, bytes, compressed, entries } = image;
             let head = serde_json::to_string(&serde_json::json!({
-                "source": source, "target": target, "bytes": bytes, "compressed": compressed, "input": input, "image": hash,
+                "source": source, "dtype": dtype, "target": target, "bytes": bytes, "compressed": compressed, "input": input, "image": hash,
             }))?;
             let head = head.trim_end_matches('}');
             writeln!(out, "{}: {head}, \"entries\": {{", serde_json::to_string(file)?)?;
@@ -64,9 +66,9 @@ impl Manifest {
     /// The expression that the crate includes.
     pub fn to_index(&self) -> Result<String> {
         let mut out = "// Written by `cargo xtask kernels`.\n&[\n".to_string();
-        for (file, Image { source, target, bytes, .. }) in &self.images {
+        for (file, Image { source, dtype, target, bytes, .. }) in &self.images {
             let data = format!("include_bytes!({:?})", format!("{file}.zst"));
-            writeln!(out, "    Image {{ source: {source:?}, target: {target:?}, bytes: {bytes}, data: {data} }},")?;
+            writeln!(out, "    Image {{ source: {source:?}, dtype: {dtype:?}, target: {target:?}, bytes: {bytes}, data: {data} }},")?;
         }
         out.push_str("]\n");
         Ok(out)
@@ -90,6 +92,7 @@ mod tests {
         let entries = BTreeMap::from([("a".into(), Resources { registers: 40, ..Default::default() }), ("b".into(), Resources::default())]);
         let image = |entries| Image {
             source: "post".into(),
+            dtype: "bf16".into(),
             target: "sm_90".into(),
             input: "1".into(),
             image: "2".into(),

@@ -14,7 +14,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mhc_core::gpu::{HEADERS, Source};
+use mhc_core::{
+    DType,
+    gpu::{HEADERS, Source},
+};
 use mhc_cuda::{
     images::{self, WAVE},
     nvrtc::{Format, Nvrtc, Unit},
@@ -43,6 +46,9 @@ pub struct Args {
     /// Compile everything again, write nothing, and fail where the committed images are not what comes out
     #[arg(long)]
     check: bool,
+    /// Compile nothing, and fail where a source is not the one that the committed images were compiled from
+    #[arg(long, conflicts_with = "check")]
+    fresh: bool,
     /// These sources only
     #[arg(value_name = "SOURCE")]
     only: Vec<String>,
@@ -50,6 +56,7 @@ pub struct Args {
 
 struct Job {
     source: &'static Source,
+    dtype: DType,
     target: String,
     input: String,
 }
@@ -62,7 +69,7 @@ struct Built {
 }
 
 impl Job {
-    fn new(source: &'static Source, target: String) -> Self {
+    fn new(source: &'static Source, dtype: DType, target: String) -> Self {
         let mut hash = Sha256::new();
         let mut add = |text: &str| {
             hash.update((text.len() as u64).to_le_bytes());
@@ -71,36 +78,37 @@ impl Job {
         add(wheel::VERSION);
         images::options(&target).iter().for_each(|o| add(o));
         HEADERS.iter().flat_map(|(name, text)| [name, text]).for_each(|t| add(t));
-        add(&source.translation_unit(WAVE));
-        Self { source, input: wheel::hex(&hash.finalize()), target }
+        add(&source.translation_unit(dtype, WAVE));
+        Self { source, dtype, input: wheel::hex(&hash.finalize()), target }
     }
 
     fn format(&self) -> Format {
         if self.target.starts_with("compute") { Format::Ptx } else { Format::Cubin }
     }
 
-    /// `post.sm_90.cubin`
+    /// `post.bf16.sm_90.cubin`
     fn file(&self) -> String {
         let extension = if self.format() == Format::Ptx { "ptx" } else { "cubin" };
-        format!("{}.{}.{extension}", self.source.name, self.target)
+        format!("{}.{}.{}.{extension}", self.source.name, self.dtype, self.target)
     }
 
     fn build(&self, nvrtc: Nvrtc) -> Result<Built> {
-        let text = self.source.translation_unit(WAVE);
+        let text = self.source.translation_unit(self.dtype, WAVE);
         let unit = Unit { name: &format!("{}.cu", self.source.name), text: &text, headers: HEADERS };
         let compiled = nvrtc.compile(unit, &images::options(&self.target), self.format());
-        let compiled = compiled.map_err(|log| anyhow::anyhow!("{} for {}:\n{log}", self.source.name, self.target))?;
+        let compiled = compiled.map_err(|log| anyhow::anyhow!("{}:\n{log}", self.file()))?;
         let (entries, parameters) = match self.format() {
             Format::Cubin => (resources::parse(&compiled.log)?, BTreeMap::new()),
             Format::Ptx => (BTreeMap::new(), resources::parameter_bytes(&String::from_utf8_lossy(&compiled.image))),
         };
         let found: Vec<_> = if self.format() == Format::Ptx { parameters.keys().collect() } else { entries.keys().collect() };
-        let mut wanted: Vec<_> = (self.source.entries)().iter().map(|e| e.name(WAVE)).collect();
+        let mut wanted: Vec<_> = self.source.entries_of(self.dtype).iter().map(|e| e.name(WAVE)).collect();
         wanted.sort();
         ensure!(wanted.iter().eq(found.iter().copied()), "{} has entries {found:?}, but {wanted:?} are listed", self.file());
-        let compressed = encode(&compiled.image);
+        let compressed = encode(&compiled.image)?;
         let image = Image {
             source: self.source.name.into(),
+            dtype: self.dtype.name().into(),
             target: self.target.clone(),
             input: self.input.clone(),
             image: wheel::hex(&Sha256::digest(&compiled.image)),
@@ -113,8 +121,8 @@ impl Job {
 }
 
 /// A Zstandard frame.
-fn encode(image: &[u8]) -> Vec<u8> {
-    ruzstd::encoding::compress_to_vec(image, ruzstd::encoding::CompressionLevel::Fastest)
+fn encode(image: &[u8]) -> Result<Vec<u8>> {
+    zstd::bulk::compress(image, 22).context("compressing an image")
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -125,15 +133,19 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!(images::sources().any(|s| s.name == name), "there is no device source `{name}`");
     }
     let old = read_manifest(&folder)?;
-    let all: Vec<Job> =
-        images::sources().flat_map(|s| images::targets(s).into_iter().map(move |t| Job::new(s, t))).collect();
+    let all = jobs();
     let wanted = |job: &&Job| args.only.is_empty() || args.only.iter().any(|n| n == job.source.name);
     let current = |job: &&Job| {
         let image = old.images.get(&job.file());
         !args.check && image.is_some_and(|i| i.input == job.input) && data_file(&folder, &job.file()).is_file()
     };
-    let jobs: Vec<&Job> = all.iter().filter(wanted).filter(|j| !current(j)).collect();
-    let built = if jobs.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &jobs)? };
+    let stale: Vec<&Job> = all.iter().filter(wanted).filter(|j| !current(j)).collect();
+    if args.fresh {
+        let files: Vec<_> = stale.iter().map(|job| job.file()).collect();
+        ensure!(files.is_empty(), "run `cargo xtask kernels` and commit the result; changed:\n  {}", files.join("\n  "));
+        return Ok(());
+    }
+    let built = if stale.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &stale)? };
     println!("{}", summary(&built));
     let over = over_budget(&built);
     if args.check {
@@ -145,6 +157,17 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{} entries spill or take more than {REGISTER_BUDGET} registers:\n  {}", over.len(), over.join("\n  "));
     }
     Ok(())
+}
+
+/// One for each image.
+fn jobs() -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for source in images::sources() {
+        for dtype in source.dtypes() {
+            jobs.extend(images::targets(source).into_iter().map(|target| Job::new(source, dtype, target)));
+        }
+    }
+    jobs
 }
 
 fn data_file(folder: &Path, file: &str) -> PathBuf {
