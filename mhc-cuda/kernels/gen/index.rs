@@ -1,1 +1,21 @@
-&[]
+// Written by `cargo xtask kernels`.
+&[
+    Image { source: "post", dtype: "bf16", target: "compute_80", bytes: 583294, data: include_bytes!("post.bf16.compute_80.ptx.zst") },
+    Image { source: "post", dtype: "bf16", target: "sm_100", bytes: 344216, data: include_bytes!("post.bf16.sm_100.cubin.zst") },
+    Image { source: "post", dtype: "bf16", target: "sm_120", bytes: 345024, data: include_bytes!("post.bf16.sm_120.cubin.zst") },
+    Image { source: "post", dtype: "bf16", target: "sm_80", bytes: 290792, data: include_bytes!("post.bf16.sm_80.cubin.zst") },
+    Image { source: "post", dtype: "bf16", target: "sm_86", bytes: 288360, data: include_bytes!("post.bf16.sm_86.cubin.zst") },
+    Image { source: "post", dtype: "bf16", target: "sm_90", bytes: 309664, data: include_bytes!("post.bf16.sm_90.cubin.zst") },
+    Image { source: "post", dtype: "f16", target: "compute_80", bytes: 629015, data: include_bytes!("post.f16.compute_80.ptx.zst") },
+    Image { source: "post", dtype: "f16", target: "sm_100", bytes: 341584, data: include_bytes!("post.f16.sm_100.cubin.zst") },
+    Image { source: "post", dtype: "f16", target: "sm_120", bytes: 342000, data: include_bytes!("post.f16.sm_120.cubin.zst") },
+    Image { source: "post", dtype: "f16", target: "sm_80", bytes: 290792, data: include_bytes!("post.f16.sm_80.cubin.zst") },
+    Image { source: "post", dtype: "f16", target: "sm_86", bytes: 288488, data: include_bytes!("post.f16.sm_86.cubin.zst") },
+    Image { source: "post", dtype: "f16", target: "sm_90", bytes: 309536, data: include_bytes!("post.f16.sm_90.cubin.zst") },
+    Image { source: "post", dtype: "f32", target: "compute_80", bytes: 402850, data: include_bytes!("post.f32.compute_80.ptx.zst") },
+    Image { source: "post", dtype: "f32", target: "sm_100", bytes: 304664, data: include_bytes!("post.f32.sm_100.cubin.zst") },
+    Image { source: "post", dtype: "f32", target: "sm_120", bytes: 302872, data: include_bytes!("post.f32.sm_120.cubin.zst") },
+    Image { source: "post", dtype: "f32", target: "sm_80", bytes: 269544, data: include_bytes!("post.f32.sm_80.cubin.zst") },
+    Image { source: "post", dtype: "f32", target: "sm_86", bytes: 266344, data: include_bytes!("post.f32.sm_86.cubin.zst") },
+    Image { source: "post", dtype: "f32", target: "sm_90", bytes: 285600, data: include_bytes!("post.f32.sm_90.cubin.zst") },
+]

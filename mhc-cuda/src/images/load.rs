@@ -160,18 +160,6 @@ mod tests {
     }
 
     #[test]
-    fn every_source_has_an_image_for_every_architecture_it_serves() {
-        for source in sources() {
-            for dtype in source.dtypes() {
-                for target in super::super::targets(source) {
-                    let same = |i: &&Image| i.source == source.name && i.dtype == dtype.name() && i.target == target;
-                    assert_eq!(IMAGES.iter().filter(same).count(), 1, "{} {dtype} {target}", source.name);
-                }
-            }
-        }
-    }
-
-    #[test]
     fn a_source_that_is_not_there_is_named() {
         let mut attempts = Attempts::new("nothing", DType::F32, 90);
         assert!(attempts.by_ref().next().is_none());

@@ -290,3 +290,36 @@ fn compare(
     println!("{} images are what their sources give", built.len());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use mhc_core::{
+        AnyOp, Level,
+        gpu::{GpuCaps, Launch},
+    };
+
+    use super::*;
+
+    /// The cells that a launch passes are copied into the entry's one parameter: they must be of one size.
+    #[test]
+    fn every_launch_has_as_many_arguments_as_its_entry_takes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER);
+        let manifest = read_manifest(&folder).unwrap();
+        let caps =
+            GpuCaps { arch: "sm_90".into(), wave: WAVE, units: 132, shared_per_block: 232_448, max_threads: 1024 };
+        let mut checked = 0;
+        for case in AnyOp::all_cases(Level::Full) {
+            for act in DType::ALL {
+                let Ok(plan) = case.op.plan(&case.dims, act, &caps) else { continue };
+                let fallback = plan.fallback.iter().flat_map(|f| &f.launches);
+                for Launch { entry, args, .. } in plan.launches.iter().chain(fallback) {
+                    let name = entry.name(WAVE);
+                    let Some(&bytes) = manifest.parameters.get(&name) else { continue };
+                    assert_eq!(args.len() * 8, bytes as usize, "{name}");
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked > 0, "no entry of any plan is in the manifest");
+    }
+}
