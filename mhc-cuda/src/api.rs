@@ -130,7 +130,8 @@ impl Api {
         }
         let version = self.version().map_err(|e| Missing::Driver { said: e.to_string() })?;
         if version < OLDEST {
-            let said = format!("it knows CUDA {} at most, but 12.0 (driver 525) is needed: update it", decimal(version));
+            let said =
+                format!("it knows CUDA {} at most, but 12.0 (driver 525) is needed: update it", decimal(version));
             return Err(Missing::Driver { said });
         }
         Ok(())

@@ -135,9 +135,9 @@ unsafe impl GpuDriver for CudaDriver {
         let missing = |log| Error::Compile { entry: entry.into(), arch: self.context.info.arch.clone(), log };
         let name = CString::new(entry).map_err(|e| missing(e.to_string()))?;
         // SAFETY: a place for a handle, a loaded module and a zero-terminated name.
-        let found = self.context.handle("cuModuleGetFunction", |api, f| unsafe {
-            (api.module_function)(f, module.handle, name.as_ptr())
-        });
+        let found = self
+            .context
+            .handle("cuModuleGetFunction", |api, f| unsafe { (api.module_function)(f, module.handle, name.as_ptr()) });
         let f = found.map_err(|e| missing(format!("{e} ({})", module.name)))?;
         let mut fixed = 0;
         // SAFETY: a place for one int and the function just found.
@@ -178,7 +178,8 @@ unsafe impl GpuDriver for CudaDriver {
         };
         let mut parameter: Handle = cells.as_mut_ptr().cast();
         // SAFETY: the configuration and its attributes live to the end of the call; the entry has one parameter, which the cells hold.
-        self.context.call("cuLaunchKernelEx", |api| unsafe { (api.launch)(&config, f.0, &mut parameter, ptr::null_mut()) })
+        self.context
+            .call("cuLaunchKernelEx", |api| unsafe { (api.launch)(&config, f.0, &mut parameter, ptr::null_mut()) })
     }
 
     fn create_stream(&self) -> Result<RawStream> {

@@ -121,7 +121,9 @@ impl Nvrtc {
         };
         let mut paths: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
         if let Some(home) = std::env::var_os("CUDA_HOME").or_else(|| std::env::var_os("CUDA_PATH")) {
-            paths.extend(names.iter().map(|name| Path::new(&home).join(if cfg!(windows) { "bin" } else { "lib64" }).join(name)));
+            paths.extend(
+                names.iter().map(|name| Path::new(&home).join(if cfg!(windows) { "bin" } else { "lib64" }).join(name)),
+            );
         }
         Self::load_any(&paths, "install NVRTC (a part of the CUDA toolkit) or set MHC_NVRTC to its file")
     }
@@ -151,12 +153,14 @@ impl Nvrtc {
     /// Compiles a unit. The error is the compiler's log.
     pub fn compile(&self, unit: Unit<'_>, options: &[String], format: Format) -> Result<Compiled, String> {
         let api = self.api;
-        let text = |s: &str| CString::new(s).map_err(|_| format!("{}: a zero byte in the text or an option", unit.name));
+        let text =
+            |s: &str| CString::new(s).map_err(|_| format!("{}: a zero byte in the text or an option", unit.name));
         let names = unit.headers.iter().map(|(name, _)| text(name)).collect::<Result<Vec<_>, _>>()?;
         let texts = unit.headers.iter().map(|(_, t)| text(t)).collect::<Result<Vec<_>, _>>()?;
         let options = options.iter().map(|o| text(o)).collect::<Result<Vec<_>, _>>()?;
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-        let (name_pointers, text_pointers, options) = (pointers(&names), pointers(&texts), (pointers(&options), options));
+        let (name_pointers, text_pointers, options) =
+            (pointers(&names), pointers(&texts), (pointers(&options), options));
         let (source, name) = (text(unit.text)?, text(unit.name)?);
         let mut job = Job { api, program: ptr::null_mut() };
         // SAFETY: zero-terminated strings and arrays of as many as is said, all alive to the end of the call, which copies them.

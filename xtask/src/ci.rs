@@ -39,6 +39,7 @@ struct Gate {
 const GATES: &[Gate] = &[
     Gate { name: "fmt", what: "rustfmt leaves every file as it is", run: fmt },
     Gate { name: "tidy", what: "rules of the repository, README up to date", run: tidy },
+    Gate { name: "kernels", what: "the embedded kernel images are those of the device sources", run: kernels },
     Gate { name: "clippy", what: "no warning in any target", run: clippy },
     Gate { name: "doc", what: "rustdoc without a warning", run: doc },
     Gate { name: "features", what: "mhc-ops with every combination of features", run: features },
@@ -110,6 +111,11 @@ fn fmt(shell: &Shell) -> Result<Skipped> {
 
 fn tidy(shell: &Shell) -> Result<Skipped> {
     cmd!(shell, "cargo xtask tidy").run()?;
+    Ok(None)
+}
+
+fn kernels(shell: &Shell) -> Result<Skipped> {
+    cmd!(shell, "cargo xtask kernels --fresh").run()?;
     Ok(None)
 }
 

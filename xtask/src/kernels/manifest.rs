@@ -68,7 +68,10 @@ impl Manifest {
         let mut out = "// Written by `cargo xtask kernels`.\n&[\n".to_string();
         for (file, Image { source, dtype, target, bytes, .. }) in &self.images {
             let data = format!("include_bytes!({:?})", format!("{file}.zst"));
-            writeln!(out, "    Image {{ source: {source:?}, dtype: {dtype:?}, target: {target:?}, bytes: {bytes}, data: {data} }},")?;
+            writeln!(
+                out,
+                "    Image {{ source: {source:?}, dtype: {dtype:?}, target: {target:?}, bytes: {bytes}, data: {data} }},"
+            )?;
         }
         out.push_str("]\n");
         Ok(out)
@@ -89,7 +92,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let entries = BTreeMap::from([("a".into(), Resources { registers: 40, ..Default::default() }), ("b".into(), Resources::default())]);
+        let entries = BTreeMap::from([
+            ("a".into(), Resources { registers: 40, ..Default::default() }),
+            ("b".into(), Resources::default()),
+        ]);
         let image = |entries| Image {
             source: "post".into(),
             dtype: "bf16".into(),

@@ -101,10 +101,15 @@ impl Job {
             Format::Cubin => (resources::parse(&compiled.log)?, BTreeMap::new()),
             Format::Ptx => (BTreeMap::new(), resources::parameter_bytes(&String::from_utf8_lossy(&compiled.image))),
         };
-        let found: Vec<_> = if self.format() == Format::Ptx { parameters.keys().collect() } else { entries.keys().collect() };
+        let found: Vec<_> =
+            if self.format() == Format::Ptx { parameters.keys().collect() } else { entries.keys().collect() };
         let mut wanted: Vec<_> = self.source.entries_of(self.dtype).iter().map(|e| e.name(WAVE)).collect();
         wanted.sort();
-        ensure!(wanted.iter().eq(found.iter().copied()), "{} has entries {found:?}, but {wanted:?} are listed", self.file());
+        ensure!(
+            wanted.iter().eq(found.iter().copied()),
+            "{} has entries {found:?}, but {wanted:?} are listed",
+            self.file()
+        );
         let compressed = encode(&compiled.image)?;
         let image = Image {
             source: self.source.name.into(),
@@ -142,7 +147,11 @@ pub fn run(args: &Args) -> Result<()> {
     let stale: Vec<&Job> = all.iter().filter(wanted).filter(|j| !current(j)).collect();
     if args.fresh {
         let files: Vec<_> = stale.iter().map(|job| job.file()).collect();
-        ensure!(files.is_empty(), "run `cargo xtask kernels` and commit the result; changed:\n  {}", files.join("\n  "));
+        ensure!(
+            files.is_empty(),
+            "run `cargo xtask kernels` and commit the result; changed:\n  {}",
+            files.join("\n  ")
+        );
         return Ok(());
     }
     let built = if stale.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &stale)? };
@@ -213,7 +222,15 @@ fn summary(built: &BTreeMap<String, Built>) -> String {
         let most = |f: fn(&Resources) -> u32| b.image.entries.values().map(f).max().unwrap_or(0).to_string();
         let entries = b.image.entries.len().max(b.parameters.len()).to_string();
         let (bytes, compressed) = (b.image.bytes.to_string(), b.image.compressed.to_string());
-        vec![file.clone(), entries, most(|r| r.registers), most(|r| r.spill_stores), most(|r| r.shared), bytes, compressed]
+        vec![
+            file.clone(),
+            entries,
+            most(|r| r.registers),
+            most(|r| r.spill_stores),
+            most(|r| r.shared),
+            bytes,
+            compressed,
+        ]
     };
     let header = ["image", "entries", "registers", "spilled", "shared", "bytes", "compressed"];
     report::table(&header, 1, built.iter().map(row).collect()).to_string()
@@ -226,7 +243,9 @@ fn over_budget(built: &BTreeMap<String, Built>) -> Vec<String> {
             if r.spill_stores + r.spill_loads > 0 || r.registers > REGISTER_BUDGET {
                 let Resources { registers, spill_stores, spill_loads, .. } = r;
                 let target = &image.target;
-                over.push(format!("{name} for {target}: {registers} registers, {spill_stores} + {spill_loads} bytes spilled"));
+                over.push(format!(
+                    "{name} for {target}: {registers} registers, {spill_stores} + {spill_loads} bytes spilled"
+                ));
             }
         }
     }
@@ -260,13 +279,7 @@ fn write(sh: &Shell, folder: &Path, old: Manifest, all: &[Job], built: BTreeMap<
 }
 
 /// Fails where the committed images are not what the sources give.
-fn compare(
-    folder: &Path,
-    old: &Manifest,
-    all: &[Job],
-    built: &BTreeMap<String, Built>,
-    whole: bool,
-) -> Result<()> {
+fn compare(folder: &Path, old: &Manifest, all: &[Job], built: &BTreeMap<String, Built>, whole: bool) -> Result<()> {
     let mut wrong = Vec::new();
     for (file, b) in built {
         match old.images.get(file) {

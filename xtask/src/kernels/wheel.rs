@@ -13,7 +13,8 @@ pub const VERSION: &str = "12.9.86";
 
 /// The wheel for this machine's architecture and its hash.
 #[cfg(target_arch = "x86_64")]
-const WHEEL: (&str, &str) = ("manylinux_2_12_x86_64", "210cf05005a447e29214e9ce50851e83fc5f4358df8b453155d5e1918094dcb4");
+const WHEEL: (&str, &str) =
+    ("manylinux_2_12_x86_64", "210cf05005a447e29214e9ce50851e83fc5f4358df8b453155d5e1918094dcb4");
 #[cfg(not(target_arch = "x86_64"))]
 const WHEEL: (&str, &str) = ("", "");
 
@@ -23,7 +24,10 @@ pub fn library(sh: &Shell, root: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     let (platform, hash) = WHEEL;
-    ensure!(cfg!(target_os = "linux") && !hash.is_empty(), "no wheel is pinned for this machine: set MHC_NVRTC to libnvrtc {VERSION}");
+    ensure!(
+        cfg!(target_os = "linux") && !hash.is_empty(),
+        "no wheel is pinned for this machine: set MHC_NVRTC to libnvrtc {VERSION}"
+    );
     let folder = root.join("target").join(format!("nvrtc-{VERSION}"));
     let library = folder.join("nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
     if library.is_file() {
@@ -34,9 +38,12 @@ pub fn library(sh: &Shell, root: &Path) -> Result<PathBuf> {
     sh.remove_path(&part)?;
     sh.create_dir(&part)?;
     let package = format!("{PACKAGE}=={VERSION}");
-    cmd!(sh, "python3 -m pip download --quiet --no-deps --only-binary :all: --platform {platform} --dest {part} {package}")
-        .run()
-        .with_context(|| format!("downloading {package} with pip; or set MHC_NVRTC to its libnvrtc.so.12"))?;
+    cmd!(
+        sh,
+        "python3 -m pip download --quiet --no-deps --only-binary :all: --platform {platform} --dest {part} {package}"
+    )
+    .run()
+    .with_context(|| format!("downloading {package} with pip; or set MHC_NVRTC to its libnvrtc.so.12"))?;
     let wheel = sh.read_dir(&part)?.pop().context("pip downloaded nothing")?;
     let found = hex(&Sha256::digest(sh.read_binary_file(&wheel)?));
     if found != hash {
