@@ -25,7 +25,7 @@ fn main() -> Result<()> {
         .warm_up_time(Duration::from_secs_f64(0.3 * seconds))
         .measurement_time(Duration::from_secs_f64(seconds))
         .configure_from_args();
-    for subject in devices::chosen(devices::found()?)? {
+    for subject in devices::found()? {
         let stream = Stream::new(subject.device)?;
         time(&mut criterion, &format!("{}@{}", bench::COPY, subject.name), || Copy::new(&stream))?;
         for bench in bench::suite(op.as_deref()) {

@@ -2,7 +2,10 @@
 //! cache. The program `benches/ops.rs` times it with criterion; `xtask` makes tables of the times.
 
 use anyhow::{Result, bail};
-use mhc_core::{AnyOp, Axis, DType, Dims, Fill, Level, Problem, Slot, Stream, Tensor, View, ViewMut, ops::Expand};
+use mhc_core::{
+    AnyOp, Axis, DType, Dims, Fill, Level, Numerics, Problem, Slot, Stream, Tensor, View, ViewMut,
+    ops::{Expand, Post, PostBwd, Pre, PreBwd},
+};
 
 use crate::data::Rng;
 
@@ -49,11 +52,32 @@ pub fn suite(op: Option<&str>) -> Vec<Bench> {
             }
         }
     }
+    if op.is_none_or(|op| op == SUB_LAYER) {
+        let types_and_shapes = DType::ALL[..2].iter().flat_map(|act| SHAPES.map(|shape| (*act, shape)));
+        benches.extend(types_and_shapes.flat_map(|(act, shape)| sub_layer(act, shape)));
+    }
     benches
 }
 
 /// The name under which `pre` and `post` of one sub-layer are timed together.
 pub const SUB_LAYER: &str = "sub_layer";
+
+/// `pre` and `post` of one sub-layer as inference runs them, and as training does, forward and backward.
+fn sub_layer(act: DType, dims: Dims) -> [Bench; 2] {
+    let numerics = Numerics::default();
+    let orientation = numerics.orientation;
+    let pre = |save| Pre { numerics, norm_weight: false, rms_norm: None, save };
+    let pre_bwd = PreBwd { numerics, norm_weight: false, rms_norm: None, carry: true };
+    let post_bwd = PostBwd { orientation, d_x: false };
+    let step = |op: AnyOp| Problem { op, dims, act };
+    let forward = vec![step(pre(false).into()), step(Post { orientation }.into())];
+    let mut both = vec![step(pre(true).into()), step(Post { orientation }.into())];
+    both.extend([step(post_bwd.into()), step(pre_bwd.into())]);
+    [
+        Bench { id: format!("{SUB_LAYER}.fwd/{act}/{dims}"), steps: forward },
+        Bench { id: format!("{SUB_LAYER}.fwd_bwd/{act}/{dims}"), steps: both },
+    ]
+}
 
 /// The sizes that matter to an operator; 1 for those it does not have.
 fn sizes(op: &AnyOp, shape: Dims) -> Dims {

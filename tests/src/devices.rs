@@ -42,10 +42,14 @@ pub fn cpus() -> Result<Vec<Subject>> {
     Ok(subjects)
 }
 
-/// Every device that was found and can be opened, as users get it.
+/// Every device as users get it, or those of the backend that `MHC_TEST_BACKEND` names. An error, in the words of its probe, if there is
+/// none.
 pub fn found() -> Result<Vec<Subject>> {
-    let open = |info: &mhc_core::DeviceInfo| Ok(Subject::new(mhc_ops::open(&info.id.to_string())?));
-    mhc_ops::devices().iter().map(open).collect()
+    let Some(asked) = asked() else {
+        let open = |info: &mhc_core::DeviceInfo| Ok(Subject::new(mhc_ops::open(&info.id.to_string())?));
+        return mhc_ops::devices().iter().map(open).collect();
+    };
+    Ok(vec![Subject::new(mhc_ops::open(&asked)?)])
 }
 
 /// Everything that is here: the host in its forms, and every GPU that can be opened.

@@ -7,7 +7,7 @@ use mhc_core::AnyOp;
 
 use crate::home::Home;
 
-/// Write the files of a new operator and name the four lines that put it in place
+/// Write the files of a new operator and name the three lines that put it in place
 ///
 /// The new operator doubles its operand, forward and backward, with reference, description, cases and a CPU kernel: it passes every
 /// test as it is. Change it into what you want; the compiler, `cargo xtask tidy` and the tests name what is missing on the way.
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
     for path in write(home.checkout("new-op")?, &args.name)? {
         println!("wrote {path}");
     }
-    println!("\nNow add four lines, each in its place in the alphabet:");
+    println!("\nNow add three lines, each in its place in the alphabet:");
     for edit in edits(&args.name) {
         println!("  {}\n    {}", edit.file, edit.line.trim());
     }
@@ -70,13 +70,12 @@ pub fn write(root: &Path, name: &str) -> Result<Vec<String>> {
 }
 
 /// The lines that put it in place.
-pub fn edits(name: &str) -> [Edit; 4] {
+pub fn edits(name: &str) -> [Edit; 3] {
     let camel = camel(name);
     let edit = |file: &str, line: String, before| Edit { file: format!("{file}/mod.rs"), line, before };
     [
         edit(CORE, format!("pub mod {name};"), "pub mod "),
-        edit(CORE, format!("pub use {name}::{{{camel}, {camel}Bwd}};"), "pub use "),
-        edit(CORE, format!("            {camel}, {camel}Bwd,"), "            Aggregate, "),
+        edit(CORE, format!("            {name}: {camel}, {camel}Bwd;"), "            aggregate: "),
         edit(CPU, format!("mod {name};"), "mod "),
     ]
 }

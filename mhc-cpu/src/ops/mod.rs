@@ -37,11 +37,11 @@ pub(crate) trait CpuOp: Op {
 }
 
 macro_rules! dispatch {
-    ($($op:ident,)*) => {
+    ($($module:ident: $($op:ident),+;)*) => {
         /// Bytes of scratch that a launch needs.
         pub(crate) fn workspace(p: &Problem) -> usize {
             match &p.op {
-                $(AnyOp::$op(op) => op.workspace(&p.dims, p.act),)*
+                $($(AnyOp::$op(op) => op.workspace(&p.dims, p.act),)+)*
             }
         }
 
@@ -53,7 +53,7 @@ macro_rules! dispatch {
             // SAFETY: the caller's promise is the callee's.
             unsafe {
                 match op {
-                    $(AnyOp::$op(op) => op.launch(c),)*
+                    $($(AnyOp::$op(op) => op.launch(c),)+)*
                     }
             }
         }
