@@ -9,15 +9,16 @@ template <u32 N> struct Group {
     static const u32 G = N == 0 ? 4 : N < 8 ? N : 8;
 };
 
-// acc_g += Σ_j h[(first + g)·to + j·from]·x_j over the channels c..c+V, for rows first..first+G of n; rows past the last are computed
+// acc_g += Σ_j h[(first + g)·to + j·from]·x_j over the channels c..c+V, of which `left` are there, for rows first..first+G of n; rows past the last are computed
 // like the last, for the caller to leave out.
-template <u32 N, u32 G, u32 V, class E>
-DEVICE void mix(float (&acc)[G][V], u32 n, u32 first, const float* h, u32 to, u32 from, Rows<const E> x, u32 c) {
+template <u32 N, bool WIDE, u32 G, u32 V, class E>
+DEVICE void mix(
+    float (&acc)[G][V], u32 n, u32 first, const float* h, u32 to, u32 from, Rows<const E> x, u32 c, u32 left) {
     const u32 count = streams<N>(n);
 #pragma unroll(N != 0 && N <= 8 ? N : 2)
     for (u32 j = 0; j < count; ++j) {
         float v[V];
-        load<E, V>(x.at(j) + c, v);
+        load<WIDE>(x.at(j) + c, v, left);
 #pragma unroll
         for (u32 g = 0; g < G; ++g) {
             const float w = h[smaller(first + g, count - 1) * to + j * from];
@@ -29,12 +30,13 @@ DEVICE void mix(float (&acc)[G][V], u32 n, u32 first, const float* h, u32 to, u3
 
 // Calls `f(i, j, ⟨a_i, b_j⟩)` once for each i < rows and j < cols, with a_i = a(i) and b_j = b(j) rows of `channels` elements. The
 // waves of the block share 4×4 tiles of the products; a wave runs along the channels by itself.
-template <u32 V, class E, class A, class B, class F>
+template <u32 V, bool WIDE, class A, class B, class F>
 DEVICE void dots(u32 rows, u32 cols, u32 channels, A a, B b, F f) {
     const u32 across = (cols + 3) / 4, tiles = (rows + 3) / 4 * across;
     for (u32 tile = wave_index(); tile < tiles; tile += waves()) {
         const u32 i0 = tile / across * 4, j0 = tile % across * 4;
-        const E *pa[4], *pb[4];
+        decltype(a(0)) pa[4];
+        decltype(b(0)) pb[4];
         float acc[16];
 #pragma unroll
         for (u32 k = 0; k < 4; ++k) {
@@ -46,11 +48,11 @@ DEVICE void dots(u32 rows, u32 cols, u32 channels, A a, B b, F f) {
         for (u32 c = lane_index() * V; c < channels; c += MHC_WAVE * V) {
             float vb[4][V];
 #pragma unroll
-            for (u32 j = 0; j < 4; ++j) load<E, V>(pb[j] + c, vb[j]);
+            for (u32 j = 0; j < 4; ++j) load<WIDE>(pb[j] + c, vb[j], channels - c);
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
                 float va[V];
-                load<E, V>(pa[i] + c, va);
+                load<WIDE>(pa[i] + c, va, channels - c);
 #pragma unroll
                 for (u32 j = 0; j < 4; ++j) {
 #pragma unroll

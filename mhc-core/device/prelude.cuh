@@ -36,6 +36,8 @@ DEVICE u32 thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 threads() { return __builtin_amdgcn_workgroup_size_x(); }
 DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
+DEVICE u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
+DEVICE u32 blocks_z() { return __builtin_amdgcn_grid_size_z() / __builtin_amdgcn_workgroup_size_z(); }
 DEVICE u32 blocks_x() { return __builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x(); }
 DEVICE u32 blocks_y() { return __builtin_amdgcn_grid_size_y() / __builtin_amdgcn_workgroup_size_y(); }
 
@@ -54,6 +56,7 @@ DEVICE void wave_barrier() {
 
 DEVICE float bits_to_float(u32 u) { return __builtin_bit_cast(float, u); }
 DEVICE u32 float_to_bits(float f) { return __builtin_bit_cast(u32, f); }
+DEVICE double bits_to_double(u64 u) { return __builtin_bit_cast(double, u); }
 DEVICE float shuffle_xor(float v, u32 mask) {
     const u32 lane = thread_index() % MHC_WAVE;
     return bits_to_float(__builtin_amdgcn_ds_bpermute((lane ^ mask) << 2, float_to_bits(v)));
@@ -85,12 +88,15 @@ DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u32 threads() { return blockDim.x; }
 DEVICE u32 block_x() { return blockIdx.x; }
 DEVICE u32 block_y() { return blockIdx.y; }
+DEVICE u32 block_z() { return blockIdx.z; }
+DEVICE u32 blocks_z() { return gridDim.z; }
 DEVICE u32 blocks_x() { return gridDim.x; }
 DEVICE u32 blocks_y() { return gridDim.y; }
 DEVICE void barrier() { __syncthreads(); }
 DEVICE void wave_barrier() { __syncwarp(); }
 DEVICE float bits_to_float(u32 u) { return __uint_as_float(u); }
 DEVICE u32 float_to_bits(float f) { return __float_as_uint(f); }
+DEVICE double bits_to_double(u64 u) { return __longlong_as_double((long long)u); }
 DEVICE float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shuffle(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
 DEVICE float square_root(float v) { return __fsqrt_rn(v); }
@@ -155,4 +161,13 @@ DEVICE float exponential(float v) {
 DEVICE float sigmoid(float v) {
     const float e = exponential(v < 0.0f ? v : -v);
     return (v < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+// ln v for normal v > 0, within one unit in the last place: the exponent, and a polynomial around 1.
+DEVICE float logarithm(float v) {
+    const u32 bits = float_to_bits(v), e = (bits - 0x3f2aaaabu) & 0xff800000u;
+    const float f = bits_to_float(bits - e) - 1.0f, s = f * f, k = (float)(int)e * 1.19209290e-7f;
+    float r = fused(0.230836749f, f, -0.279208571f);
+    r = fused(r, s, fused(0.331826031f, f, -0.498910338f));
+    return fused(k, 0.693147182f, fused(r, s, f));
 }

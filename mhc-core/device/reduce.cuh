@@ -15,21 +15,22 @@ DEVICE float wave_sum(float v) {
     return v;
 }
 
+template <u32 HALF, u32 M> DEVICE void fold(float (&v)[M], u32 lane) {
+    if constexpr (HALF > 0) {
+#pragma unroll
+        for (u32 k = 0; k < HALF; ++k) {
+            const float keep = lane & HALF ? v[k + HALF] : v[k], give = lane & HALF ? v[k] : v[k + HALF];
+            v[k] = keep + shuffle_xor(give, HALF);
+        }
+        fold<HALF / 2>(v, lane);
+    }
+}
+
 // The sums of M values over the wave: lane l < M ends with the sum of value l. Each exchange halves the number of values that a lane
 // still carries, so that M values cost about M shuffles, not 5·M.
 template <u32 M> DEVICE float wave_sums(float (&v)[M]) {
     static_assert((M & (M - 1)) == 0 && M <= MHC_WAVE, "a power of two, one value a lane");
-    const u32 lane = lane_index();
-    u32 count = M;
-#pragma unroll
-    for (u32 m = M / 2; m > 0; m /= 2) {
-        count /= 2;
-#pragma unroll
-        for (u32 k = 0; k < count; ++k) {
-            const float keep = lane & m ? v[k + count] : v[k], give = lane & m ? v[k] : v[k + count];
-            v[k] = keep + shuffle_xor(give, m);
-        }
-    }
+    fold<M / 2>(v, lane_index());
     float sum = v[0];
 #pragma unroll
     for (u32 m = M; m < MHC_WAVE; m *= 2) sum += shuffle_xor(sum, m);

@@ -34,27 +34,44 @@ template <class E> DEVICE u32 pack(const float* f) {
     }
 }
 
-// The words of V elements, not yet unpacked: half the registers of floats for 16-bit types.
+// V neighbouring elements, not yet unpacked: half the registers of floats for 16-bit types. WIDE: they may be accessed together; else
+// one by one, and only the first `left` are there. Which thread holds which element is the same either way, so that sums are too.
 template <class E, u32 V> struct Packed {
     static const u32 PER = 4 / sizeof(E), COUNT = V / PER, STEP = COUNT < 4 ? COUNT : 4;
     static_assert(V % PER == 0 && (STEP == 4 || COUNT == STEP) && STEP != 3, "whole words, whole instructions");
     u32 w[COUNT];
 
-    DEVICE_MEMBER void load(const E* p) {
+    template <bool WIDE> DEVICE_MEMBER void load(const E* p, u32 left) {
+        if constexpr (WIDE) {
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i += STEP) {
-            const Words<STEP> words = *(const Words<STEP>*)(p + i * PER);
+            for (u32 i = 0; i < COUNT; i += STEP) {
+                const Words<STEP> words = *(const Words<STEP>*)(p + i * PER);
 #pragma unroll
-            for (u32 k = 0; k < STEP; ++k) w[i + k] = words.w[k];
+                for (u32 k = 0; k < STEP; ++k) w[i + k] = words.w[k];
+            }
+        } else {
+            float f[V];
+#pragma unroll
+            for (u32 k = 0; k < V; ++k) f[k] = k < left ? to_float(p[k]) : 0.0f;
+            set(f);
         }
     }
-    DEVICE_MEMBER void store(E* p) const {
+    template <bool WIDE> DEVICE_MEMBER void store(E* p, u32 left) const {
+        if constexpr (WIDE) {
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i += STEP) {
-            Words<STEP> words;
+            for (u32 i = 0; i < COUNT; i += STEP) {
+                Words<STEP> words;
 #pragma unroll
-            for (u32 k = 0; k < STEP; ++k) words.w[k] = w[i + k];
-            *(Words<STEP>*)(p + i * PER) = words;
+                for (u32 k = 0; k < STEP; ++k) words.w[k] = w[i + k];
+                *(Words<STEP>*)(p + i * PER) = words;
+            }
+        } else {
+            float f[V];
+            get(f);
+#pragma unroll
+            for (u32 k = 0; k < V; ++k) {
+                if (k < left) from_float(f[k], p[k]);
+            }
         }
     }
     DEVICE_MEMBER void get(float (&f)[V]) const {
@@ -72,23 +89,14 @@ template <class E, u32 V> struct Packed {
     }
 };
 
-// One element at a time.
-template <class E> struct Packed<E, 1> {
-    E e;
-    DEVICE_MEMBER void load(const E* p) { e = *p; }
-    DEVICE_MEMBER void store(E* p) const { *p = e; }
-    DEVICE_MEMBER void get(float (&f)[1]) const { f[0] = to_float(e); }
-    DEVICE_MEMBER void set(const float (&f)[1]) { from_float(f[0], e); }
-};
-
-template <class E, u32 V> DEVICE void load(const E* p, float (&f)[V]) {
+template <bool WIDE = true, class E, u32 V> DEVICE void load(const E* p, float (&f)[V], u32 left = V) {
     Packed<E, V> packed;
-    packed.load(p);
+    packed.template load<WIDE>(p, left);
     packed.get(f);
 }
 
-template <class E, u32 V> DEVICE void store(E* p, const float (&f)[V]) {
+template <bool WIDE = true, class E, u32 V> DEVICE void store(E* p, const float (&f)[V], u32 left = V) {
     Packed<E, V> packed;
     packed.set(f);
-    packed.store(p);
+    packed.template store<WIDE>(p, left);
 }

@@ -52,13 +52,23 @@ pub fn found() -> Result<Vec<Subject>> {
     Ok(vec![Subject::new(mhc_ops::open(&asked)?)])
 }
 
-/// Everything that is here: the host in its forms, and every GPU that can be opened.
+/// The portable device source on the host, with waves of 32 and of 64 lanes; none unless `MHC_TEST_BACKEND` asks for it by name, as it
+/// wants a C++ compiler.
+pub fn emulators() -> Result<Vec<Subject>> {
+    if asked().as_deref() != Some("emu") {
+        return Ok(Vec::new());
+    }
+    [32, 64].into_iter().map(|wave| Ok(Subject::new(Arc::new(crate::emu::open(wave)?)))).collect()
+}
+
+/// Everything that is here: the host in its forms, every GPU that can be opened, and the emulators if they are asked for.
 pub fn here() -> Result<Vec<Subject>> {
     let mut subjects = cpus()?;
     for backend in mhc_ops::backends().into_iter().filter(|b| b.name() != "cpu") {
         let found = backend.probe().found.into_iter().flatten();
         subjects.extend(found.filter_map(|info| backend.open(info.id.ordinal).ok()).map(Subject::new));
     }
+    subjects.extend(emulators()?);
     Ok(subjects)
 }
 

@@ -10,6 +10,7 @@ pub mod check;
 pub mod compare;
 pub mod data;
 pub mod devices;
+pub mod emu;
 pub mod golden;
 pub mod oracle;
 pub mod run;

@@ -42,24 +42,19 @@ impl Args {
         self
     }
 
-    /// Scratch memory at these byte offsets, as plain pointers.
-    pub fn workspace(self, offsets: &[usize]) -> Self {
-        self.more(offsets.iter().map(|&o| Arg::Workspace(o)))
-    }
-
-    /// Scratch memory as the device's `Rows`.
-    pub fn workspace_rows(self, offset: usize, step: usize) -> Self {
-        self.more([Arg::Workspace(offset), Arg::U64(step as u64)])
-    }
-
-    /// Scratch memory as the device's `Streams`.
-    pub fn workspace_streams(self, offset: usize, token: usize, stream: usize) -> Self {
-        self.more([Arg::Workspace(offset), Arg::U64(token as u64), Arg::U64(stream as u64)])
-    }
-
-    /// Operands that are not there: null pointers with `strides` strides each.
-    pub fn absent(self, count: usize, strides: usize) -> Self {
-        self.more(vec![Arg::U64(0); count * (1 + strides)])
+    /// Operands wherever they are.
+    pub fn at(mut self, refs: &[Ref]) -> Self {
+        for r in refs {
+            self = match *r {
+                Ref::Slot(name, strides) => self.slots(&[name], strides),
+                Ref::Scratch(offset, strides, count) => {
+                    let strides = strides.into_iter().take(count).map(|s| Arg::U64(s as u64));
+                    self.more([Arg::Workspace(offset)].into_iter().chain(strides))
+                }
+                Ref::Absent(strides) => self.more(vec![Arg::U64(0); 1 + strides]),
+            };
+        }
+        self
     }
 
     /// Sizes.
@@ -90,6 +85,74 @@ impl Args {
     /// The arguments.
     pub fn build(self) -> Vec<Arg> {
         self.args
+    }
+}
+
+/// An operand of a kernel: a slot, scratch memory, or nothing. Lets a kernel serve operators that keep the same thing in different places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ref {
+    /// A slot, passed with this many strides.
+    Slot(&'static str, usize),
+    /// Scratch memory at a byte offset, with strides in elements, of which so many are passed.
+    Scratch(usize, [usize; 2], usize),
+    /// A null pointer with this many strides.
+    Absent(usize),
+}
+
+impl Ref {
+    /// `[T, n, C]`: passed as `Streams`.
+    pub const fn streams(slot: &'static str) -> Self {
+        Self::Slot(slot, 2)
+    }
+
+    /// `[T, C]`: passed as `Rows`.
+    pub const fn rows(slot: &'static str) -> Self {
+        Self::Slot(slot, 1)
+    }
+
+    /// `[C]`: passed as a plain pointer.
+    pub const fn pointer(slot: &'static str) -> Self {
+        Self::Slot(slot, 0)
+    }
+
+    /// The slot if it is there.
+    pub const fn if_there(self, there: bool) -> Self {
+        match self {
+            Self::Slot(_, strides) | Self::Absent(strides) | Self::Scratch(_, _, strides) if !there => {
+                Self::Absent(strides)
+            }
+            other => other,
+        }
+    }
+}
+
+/// Lays out the scratch memory of a plan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scratch {
+    bytes: usize,
+}
+
+impl Scratch {
+    /// Room for `elements` of `size` bytes, aligned to 256 bytes; its offset.
+    pub fn take(&mut self, elements: usize, size: usize) -> usize {
+        let offset = self.bytes;
+        self.bytes = (offset + elements * size).next_multiple_of(256);
+        offset
+    }
+
+    /// f32s as a plain pointer.
+    pub fn pointer(&mut self, elements: usize) -> Ref {
+        Ref::Scratch(self.take(elements, 4), [0; 2], 0)
+    }
+
+    /// f32s as rows behind each other.
+    pub fn rows(&mut self, rows: usize, row: usize) -> Ref {
+        Ref::Scratch(self.take(rows * row, 4), [row, 0], 1)
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 

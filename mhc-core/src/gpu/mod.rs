@@ -8,12 +8,14 @@ pub(crate) mod fake;
 mod plan;
 mod queue;
 mod source;
+mod sum;
 #[cfg(test)]
 mod tests;
 
-pub use args::{Args, blocks, threads};
+pub use args::{Args, Ref, Scratch, blocks, threads};
 pub use device::GpuDevice;
 pub use driver::{GpuDriver, GpuQueue, RawEvent, RawGraph};
 pub use plan::{Arg, Fallback, GpuCaps, Launch, Plan};
 pub use queue::{Event, Graph, Pinned};
 pub use source::{Entry, HEADERS, STREAMS, Source};
+pub use sum::{SUM, ranges, sum_rows};

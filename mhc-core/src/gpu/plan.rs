@@ -1,6 +1,7 @@
 //! Launch plans: pure data, made without a device, so that every decision can be tested on any machine.
 
 use super::Entry;
+use crate::{Axis, DType, Dims, OpDesc};
 
 /// What plans depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,21 @@ impl Plan {
     pub fn new(mut launches: Vec<Launch>, workspace: usize) -> Self {
         launches.retain(|l| !l.grid.contains(&0));
         Self { launches, workspace, fallback: None }
+    }
+}
+
+impl Plan {
+    /// Launches of kernels that come in two forms (see [`Entry::any`]): the vector forms where the channels of every operand suit them.
+    pub fn in_vectors(desc: &OpDesc, d: &Dims, act: DType, launches: Vec<Launch>, workspace: usize) -> Self {
+        let any = |l: &Launch| Launch { entry: l.entry.any(), ..l.clone() };
+        let others = Self::new(launches.iter().map(any).collect(), workspace);
+        if !(d.channels * act.size()).is_multiple_of(16) {
+            return others;
+        }
+        let slots = desc.slots.iter().enumerate();
+        let vectors = slots.filter(|(_, s)| s.axes.last() == Some(&Axis::C)).map(|(i, _)| i).collect();
+        let fallback = Some(Fallback { vectors, launches: others.launches });
+        Self { fallback, ..Self::new(launches, workspace) }
     }
 }
 

@@ -19,6 +19,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("reduce.cuh", include_str!("../../device/reduce.cuh")),
     ("operand.cuh", include_str!("../../device/operand.cuh")),
     ("mix.cuh", include_str!("../../device/mix.cuh")),
+    ("sinkhorn.cuh", include_str!("../../device/sinkhorn.cuh")),
 ];
 
 /// The numbers of streams for which kernels are made at compile time; 0 stands for all others.
@@ -59,6 +60,26 @@ impl Source {
     }
 }
 
+/// Kernels that come in two forms, with the name of the other: the first wants rows of the streams' channels at multiples of 16 bytes and
+/// moves them so; the other takes any rows, element by element. Which thread holds which element is the same, and so are all results.
+const FORMS: &[(&str, &str)] = &[
+    ("aggregate_bwd", "aggregate_bwd_any"),
+    ("aggregate_fwd", "aggregate_fwd_any"),
+    ("collapse_fwd", "collapse_fwd_any"),
+    ("expand_fwd", "expand_fwd_any"),
+    ("layer_bwd", "layer_bwd_any"),
+    ("layer_fwd", "layer_fwd_any"),
+    ("post_bwd", "post_bwd_any"),
+    ("post_bwd_f32", "post_bwd_f32_any"),
+    ("post_fwd", "post_fwd_any"),
+    ("pre_norm", "pre_norm_any"),
+    ("pre_norm_bwd", "pre_norm_bwd_any"),
+    ("recompute_bwd", "recompute_bwd_any"),
+    ("recompute_fwd", "recompute_fwd_any"),
+    ("rms_norm_bwd", "rms_norm_bwd_any"),
+    ("rms_norm_fwd", "rms_norm_fwd_any"),
+];
+
 /// One instance of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Entry {
@@ -88,6 +109,24 @@ impl Entry {
     pub fn serving(kernel: &'static str, dtype: DType, n: usize) -> Self {
         let exact = STREAMS.iter().find(|&&s| s as usize == n);
         Self::new(kernel, dtype, exact.copied().unwrap_or(0))
+    }
+
+    /// Every kernel of `kernels` in both its forms, for every element type and each of `streams`.
+    pub fn both(kernels: &[&'static str], streams: &[u32]) -> Vec<Entry> {
+        let vector = Self::all(kernels, streams);
+        let any: Vec<_> = vector.iter().map(|e| e.any()).collect();
+        [vector, any].concat()
+    }
+
+    /// The form of the kernel that takes rows at any address; itself where there is one form only.
+    pub fn any(&self) -> Self {
+        let other = FORMS.iter().find(|(vector, _)| *vector == self.kernel);
+        Self { kernel: other.map_or(self.kernel, |(_, any)| any), ..*self }
+    }
+
+    /// Every kernel of `kernels` for each of `streams`, where the streams' type plays no part.
+    pub fn all_f32(kernels: &[&'static str], streams: &[u32]) -> Vec<Entry> {
+        kernels.iter().flat_map(|&k| streams.iter().map(move |&n| Entry::new(k, DType::F32, n))).collect()
     }
 
     /// Every kernel of `kernels` for every element type and each of `streams`.

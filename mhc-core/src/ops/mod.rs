@@ -21,7 +21,22 @@ pub mod sinkhorn_log;
 pub mod static_layer;
 
 /// The device source of every operator that has one.
-pub const SOURCES: &[gpu::Source] = &[post::SOURCE];
+pub const SOURCES: &[gpu::Source] = &[
+    gpu::SUM,
+    aggregate::SOURCE,
+    coefficients::SOURCE,
+    expand::SOURCE,
+    head::SOURCE,
+    orthostochastic::SOURCE,
+    post::SOURCE,
+    pre::SOURCE,
+    project::SOURCE,
+    recompute::SOURCE,
+    rms_norm::SOURCE,
+    sinkhorn::SOURCE,
+    sinkhorn_log::SOURCE,
+    static_layer::SOURCE,
+];
 
 /// Calls `$callback!` with every operator, as `module: Forward, Backward;`. The one list; everything that must know all operators goes
 /// through it.

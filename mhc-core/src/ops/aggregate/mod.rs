@@ -1,7 +1,9 @@
 //! `aggregate`: the sub-layer's input, a weighted sum of the streams (arXiv 2512.24880, eq. 3).
 
+pub(super) mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use crate::{AnyOp, Axis::*, Case, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, Slot, stream_dims};
@@ -23,6 +25,10 @@ impl Op for Aggregate {
             Slot::stream("layer_input", &[T, C]).out(),
         ],
     };
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(d, act, caps))
+    }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         Outputs::one("layer_input", forward(d, x.get("x"), x.get("mixes")))
@@ -51,6 +57,10 @@ impl Op for AggregateBwd {
             Slot::coeff("d_mixes", &[T, Mix]).out(),
         ],
     };
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(d, act, caps))
+    }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let (d_x, d_mixes) = backward(d, x.get("x"), x.get("mixes"), x.get("d_layer_input"));

@@ -1,7 +1,9 @@
 //! `coefficients`: the projected row of a token to its mixing coefficients (arXiv 2512.24880, eq. 7 and 8).
 
+pub(super) mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use super::sinkhorn::dims;
@@ -28,6 +30,10 @@ impl Op for Coefficients {
 
     fn check(&self) -> Result<()> {
         self.numerics.check(Self::DESC.name)
+    }
+
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -68,6 +74,10 @@ impl Op for CoefficientsBwd {
 
     fn check(&self) -> Result<()> {
         self.numerics.check(Self::DESC.name)
+    }
+
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -4,6 +4,7 @@ mod reference;
 
 pub use reference::{backward, forward};
 
+use super::expand::plan::plan;
 use crate::{AnyOp, Axis::*, Case, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, Slot, stream_dims};
 
 /// `h = Σ_i x_i`, or the mean over the streams.
@@ -31,6 +32,18 @@ impl Op for Collapse {
         slots: &[Slot::stream("x", &[T, N, C]), Slot::stream("h", &[T, C]).out()],
     };
 
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan(
+            "collapse_fwd",
+            &Self::DESC,
+            crate::gpu::Args::new(&Self::DESC).streams(&["x"]).rows(&["h"]),
+            weight(self.mean, d.streams),
+            d,
+            act,
+            caps,
+        ))
+    }
+
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         Outputs::one("h", forward(d, self.mean, x.get("x")))
     }
@@ -57,6 +70,18 @@ impl Op for CollapseBwd {
         formula: "d_x[t,i,c] = d_h[t,c], divided by n for the mean",
         slots: &[Slot::stream("d_h", &[T, C]), Slot::stream("d_x", &[T, N, C]).out()],
     };
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan(
+            "expand_fwd",
+            &Self::DESC,
+            crate::gpu::Args::new(&Self::DESC).rows(&["d_h"]).streams(&["d_x"]),
+            weight(self.mean, d.streams),
+            d,
+            act,
+            caps,
+        ))
+    }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         Outputs::one("d_x", backward(d, self.mean, x.get("d_h")))

@@ -1,6 +1,7 @@
 //! `dynamic_layer`: mHC.cu's whole layer with coefficients computed from the streams (arXiv 2512.24880, eq. 3 and 7-9, with the
 //! sub-layer an RMSNorm).
 
+mod plan;
 mod reference;
 
 pub use reference::{Gradient, backward, forward};
@@ -48,6 +49,10 @@ impl Op for DynamicLayer {
     fn check(&self) -> Result<()> {
         self.numerics.check(Self::DESC.name)?;
         check_eps(Self::DESC.name, "norm_eps", self.norm_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -107,6 +112,10 @@ impl Op for DynamicLayerBwd {
     fn check(&self) -> Result<()> {
         self.numerics.check(Self::DESC.name)?;
         check_eps(Self::DESC.name, "norm_eps", self.norm_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

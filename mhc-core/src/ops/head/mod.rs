@@ -1,7 +1,9 @@
 //! `head`: the gated collapse of n streams to one, behind the last layer (DeepSeek-V4's `hc_head`).
 
+mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{Gradient, backward, forward};
 
 use super::project::{PHI, flops};
@@ -42,6 +44,10 @@ impl Op for Head {
     fn check(&self) -> Result<()> {
         check_eps(Self::DESC.name, "rms_eps", self.rms_eps)?;
         check_eps(Self::DESC.name, "pre_eps", self.pre_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -97,6 +103,10 @@ impl Op for HeadBwd {
     fn check(&self) -> Result<()> {
         check_eps(Self::DESC.name, "rms_eps", self.rms_eps)?;
         check_eps(Self::DESC.name, "pre_eps", self.pre_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -1,7 +1,9 @@
 //! `orthostochastic`: the squares of a nearly orthogonal matrix, found by Newton-Schulz iteration (tokenbender's projection).
 
+mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use super::sinkhorn::dims;
@@ -56,6 +58,10 @@ impl Op for Orthostochastic {
         check(Self::DESC.name, &self.coeffs)
     }
 
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        plan::forward(self, d, caps)
+    }
+
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let n = d.streams;
         let matrices = x.get("logits").chunks_exact(n * n);
@@ -91,6 +97,10 @@ impl Op for OrthostochasticBwd {
 
     fn check(&self) -> Result<()> {
         check(Self::DESC.name, &self.coeffs)
+    }
+
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        plan::backward(self, d, caps)
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -28,13 +28,13 @@ template <u32 N> DEVICE void weights(u32 n, const float* mixes, u32 from_to, flo
     }
 }
 
-template <class E, u32 N, u32 V> DEVICE void post_fwd_token(const PostFwd<E>& a, u64 t, u32 n, const float* h) {
+template <class E, u32 N, u32 V, bool WIDE> DEVICE void post_fwd_token(const PostFwd<E>& a, u64 t, u32 n, const float* h) {
     const u32 G = Group<N>::G;
     const Rows<const E> x = a.x.at(t);
     const Rows<E> x_next = a.x_next.at(t);
     for (u32 c = (block_y() * threads() + thread_index()) * V; c < a.channels; c += blocks_y() * threads() * V) {
         float y[V];
-        load<E, V>(a.y.at(t) + c, y);
+        load<WIDE>(a.y.at(t) + c, y, a.channels - c);
         for (u32 i = 0; i < n; i += G) {
             float acc[G][V];
 #pragma unroll
@@ -43,39 +43,38 @@ template <class E, u32 N, u32 V> DEVICE void post_fwd_token(const PostFwd<E>& a,
 #pragma unroll
                 for (u32 k = 0; k < V; ++k) acc[g][k] = w * y[k];
             }
-            mix<N, G, V, E>(acc, n, i, h, n + 1, 1, x, c);
+            mix<N, WIDE>(acc, n, i, h, n + 1, 1, x, c, a.channels - c);
 #pragma unroll
             for (u32 g = 0; g < G; ++g) {
-                if (i + g < n) store<E, V>(x_next.at(i + g) + c, acc[g]);
+                if (i + g < n) store<WIDE>(x_next.at(i + g) + c, acc[g], a.channels - c);
             }
         }
     }
 }
 
-template <class E, u32 N> DEVICE void post_fwd(const PostFwd<E>& a) {
+template <class E, u32 N, bool WIDE> DEVICE void post_fwd(const PostFwd<E>& a) {
     const u32 n = streams<N>(a.n), V = Width<E>::V;
-    const bool wide = a.channels % V == 0 && aligned(a.x.p, a.x.token | a.x.stream) && aligned(a.y.p, a.y.step) &&
-                      aligned(a.x_next.p, a.x_next.token | a.x_next.stream);
     for (u64 t = block_x(); t < a.tokens; t += blocks_x()) {
         if constexpr (N != 0 && N <= 4) {
             float h[N * (N + 1)];
             weights<N>(N, a.mixes.at(t), a.from_to, h, 0, 1);
-            wide ? post_fwd_token<E, N, V>(a, t, n, h) : post_fwd_token<E, N, 1>(a, t, n, h);
+            post_fwd_token<E, N, V, WIDE>(a, t, n, h);
         } else {
             SHARED float h[32 * 33];
             weights<N>(n, a.mixes.at(t), a.from_to, h, thread_index(), threads());
             barrier();
-            wide ? post_fwd_token<E, N, V>(a, t, n, h) : post_fwd_token<E, N, 1>(a, t, n, h);
+            post_fwd_token<E, N, V, WIDE>(a, t, n, h);
             barrier();
         }
     }
 }
 
-template <class E> struct PostBwd {
+// The upstream gradient is of type D: E, or f32 where it was computed on the way (post_pre_bwd).
+template <class E, class D> struct PostBwd {
     Streams<const E> x;
     Rows<const E> y;
     Rows<const float> mixes;
-    Streams<const E> g;
+    Streams<const D> g;
     Streams<E> d_x;
     Rows<E> d_y;
     Rows<float> d_mixes;
@@ -84,21 +83,22 @@ template <class E> struct PostBwd {
 };
 
 // Up to 4 streams: everything in one run along the channels.
-template <class E, u32 N, u32 V> DEVICE void post_bwd_few(const PostBwd<E>& a, u64 t, float* scratch) {
+template <class E, class D, u32 N, u32 V, bool WIDE> DEVICE void post_bwd_few(const PostBwd<E, D>& a, u64 t, float* scratch) {
     const u32 M = N == 1 ? 2 : N == 2 ? 8 : N == 3 ? 16 : 32;
     float h[N * (N + 1)], dot[M];
     weights<N>(N, a.mixes.at(t), a.from_to, h, 0, 1);
 #pragma unroll
     for (u32 k = 0; k < M; ++k) dot[k] = 0.0f;
-    const Rows<const E> x = a.x.at(t), g = a.g.at(t);
+    const Rows<const E> x = a.x.at(t);
+    const Rows<const D> g = a.g.at(t);
     for (u32 c = thread_index() * V; c < a.channels; c += threads() * V) {
         Packed<E, V> px[N], py;
-        float gv[N][V], d_y[1][V] = {};
+        float gv[N][V];
 #pragma unroll
-        for (u32 i = 0; i < N; ++i) px[i].load(x.at(i) + c);
-        py.load(a.y.at(t) + c);
+        for (u32 i = 0; i < N; ++i) px[i].template load<WIDE>(x.at(i) + c, a.channels - c);
+        py.template load<WIDE>(a.y.at(t) + c, a.channels - c);
 #pragma unroll
-        for (u32 i = 0; i < N; ++i) load<E, V>(g.at(i) + c, gv[i]);
+        for (u32 i = 0; i < N; ++i) load<WIDE>(g.at(i) + c, gv[i], a.channels - c);
 #pragma unroll
         for (u32 j = 0; j <= N; ++j) {
             float v[V], d_x[V] = {};
@@ -112,9 +112,9 @@ template <class E, u32 N, u32 V> DEVICE void post_bwd_few(const PostBwd<E>& a, u
                 }
             }
             if (j == N) {
-                store<E, V>(a.d_y.at(t) + c, d_x);
+                store<WIDE>(a.d_y.at(t) + c, d_x, a.channels - c);
             } else if (a.d_x.p) {
-                store<E, V>(a.d_x.at(t).at(j) + c, d_x);
+                store<WIDE>(a.d_x.at(t).at(j) + c, d_x, a.channels - c);
             }
         }
     }
@@ -127,47 +127,52 @@ template <class E, u32 N, u32 V> DEVICE void post_bwd_few(const PostBwd<E>& a, u
 }
 
 // More streams: `h` is shared memory with the weights.
-template <class E, u32 N, u32 V> DEVICE void post_bwd_many(const PostBwd<E>& a, u64 t, u32 n, const float* h) {
+template <class E, class D, u32 N, u32 V, bool WIDE> DEVICE void post_bwd_many(const PostBwd<E, D>& a, u64 t, u32 n, const float* h) {
     const u32 G = Group<N>::G;
-    const Rows<const E> x = a.x.at(t), g = a.g.at(t);
+    const Rows<const E> x = a.x.at(t);
+    const Rows<const D> g = a.g.at(t);
     for (u32 c = thread_index() * V; c < a.channels; c += threads() * V) {
         float d_y[1][V] = {};
-        mix<N, 1, V, E>(d_y, n, 0, h + n, 0, n + 1, g, c);
-        store<E, V>(a.d_y.at(t) + c, d_y[0]);
+        mix<N, WIDE>(d_y, n, 0, h + n, 0, n + 1, g, c, a.channels - c);
+        store<WIDE>(a.d_y.at(t) + c, d_y[0], a.channels - c);
         for (u32 j = 0; a.d_x.p && j < n; j += G) {
             float d_x[G][V] = {};
-            mix<N, G, V, E>(d_x, n, j, h, 1, n + 1, g, c);
+            mix<N, WIDE>(d_x, n, j, h, 1, n + 1, g, c, a.channels - c);
 #pragma unroll
             for (u32 k = 0; k < G; ++k) {
-                if (j + k < n) store<E, V>(a.d_x.at(t).at(j + k) + c, d_x[k]);
+                if (j + k < n) store<WIDE>(a.d_x.at(t).at(j + k) + c, d_x[k], a.channels - c);
             }
         }
     }
     float* d_mixes = a.d_mixes.at(t);
     const E* y = a.y.at(t);
-    dots<V, E>(
+    dots<V, WIDE>(
         n, n + 1, a.channels, [&](u32 i) { return g.at(i); }, [&](u32 j) { return j < n ? x.at(j) : y; },
         [&](u32 i, u32 j, float sum) { d_mixes[j < n ? 2 * n + mix_index(n, a.from_to, i, j) : n + i] = sum; });
 }
 
-template <class E, u32 N> DEVICE void post_bwd(const PostBwd<E>& a) {
+template <class E, class D, u32 N, bool WIDE> DEVICE void post_bwd(const PostBwd<E, D>& a) {
     const u32 n = streams<N>(a.n), V = Width<E>::V;
-    const bool wide = a.channels % V == 0 && aligned(a.x.p, a.x.token | a.x.stream) && aligned(a.y.p, a.y.step) &&
-                      aligned(a.g.p, a.g.token | a.g.stream) && aligned(a.d_x.p, a.d_x.token | a.d_x.stream) &&
-                      aligned(a.d_y.p, a.d_y.step);
     SHARED float shared[32 * 33];
     for (u64 t = block_x(); t < a.tokens; t += blocks_x()) {
         if (thread_index() < n) a.d_mixes.at(t)[thread_index()] = 0.0f;
         if constexpr (N != 0 && N <= 4) {
-            wide ? post_bwd_few<E, N, V>(a, t, shared) : post_bwd_few<E, N, 1>(a, t, shared);
+            post_bwd_few<E, D, N, V, WIDE>(a, t, shared);
         } else {
             weights<N>(n, a.mixes.at(t), a.from_to, shared, thread_index(), threads());
             barrier();
-            wide ? post_bwd_many<E, N, V>(a, t, n, shared) : post_bwd_many<E, N, 1>(a, t, n, shared);
+            post_bwd_many<E, D, N, V, WIDE>(a, t, n, shared);
             barrier();
         }
     }
 }
 
-#define MHC_KERNEL_post_fwd(NAME, E, N) MHC_ENTRY(NAME, 256, PostFwd<E>, post_fwd<E, N>)
-#define MHC_KERNEL_post_bwd(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwd<E>, post_bwd<E, N>)
+#define MHC_KERNEL_post_fwd(NAME, E, N) MHC_ENTRY(NAME, 256, PostFwd<E>, post_fwd<E, N, true>)
+#define MHC_KERNEL_post_fwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, PostFwd<E>, post_fwd<E, N, false>)
+template <class E> using PostBwdSame = PostBwd<E, E>;
+template <class E> using PostBwdWide = PostBwd<E, float>;
+
+#define MHC_KERNEL_post_bwd(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdSame<E>, post_bwd<E, E, N, true>)
+#define MHC_KERNEL_post_bwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdSame<E>, post_bwd<E, E, N, false>)
+#define MHC_KERNEL_post_bwd_f32(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdWide<E>, post_bwd<E, float, N, true>)
+#define MHC_KERNEL_post_bwd_f32_any(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdWide<E>, post_bwd<E, float, N, false>)

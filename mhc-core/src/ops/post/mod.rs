@@ -1,6 +1,6 @@
 //! `post`: mixes the streams and distributes a sub-layer's output over them (arXiv 2512.24880, eq. 3).
 
-mod plan;
+pub(super) mod plan;
 mod reference;
 
 pub use plan::SOURCE;

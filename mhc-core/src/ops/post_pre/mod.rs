@@ -1,5 +1,7 @@
 //! `post_pre`: `post` of one sub-layer and `pre` of the next in one operator (arXiv 2512.24880, eq. 3 and 7-9).
 
+mod plan;
+
 use super::{post, pre, project::PHI, project::WEIGHT, project::flops};
 use crate::{
     AnyOp, Axis::*, Case, Cost, DType, Dims, Inputs, Level, Numerics, Op, OpDesc, Outputs, Real, Result, Slot,
@@ -56,6 +58,10 @@ impl Op for PostPre {
 
     fn check(&self) -> Result<()> {
         pre::check(Self::DESC.name, &self.numerics, self.rms_norm)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -142,6 +148,10 @@ impl Op for PostPreBwd {
 
     fn check(&self) -> Result<()> {
         pre::check(Self::DESC.name, &self.numerics, self.rms_norm)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -1,7 +1,9 @@
 //! `pre`: everything before a sub-layer: projection, coefficients, aggregate (arXiv 2512.24880, eq. 7-9 and the first half of eq. 3).
 
+pub(super) mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{Forward, Gradient, Operands, Saved, backward, forward};
 
 use super::{
@@ -60,6 +62,10 @@ impl Op for Pre {
 
     fn check(&self) -> Result<()> {
         check(Self::DESC.name, &self.numerics, self.rms_norm)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -137,6 +143,10 @@ impl Op for PreBwd {
 
     fn check(&self) -> Result<()> {
         check(Self::DESC.name, &self.numerics, self.rms_norm)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -1,7 +1,9 @@
 //! `project`: RMSNorm of a token's flattened row and its projection to the logits' space (arXiv 2512.24880, eq. 5, 7).
 
+pub(super) mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{Gradient, backward, forward};
 
 use crate::numerics::check_eps;
@@ -44,6 +46,10 @@ impl Op for Project {
 
     fn check(&self) -> Result<()> {
         check_eps(Self::DESC.name, "rms_eps", self.rms_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, _: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -99,6 +105,10 @@ impl Op for ProjectBwd {
 
     fn check(&self) -> Result<()> {
         check_eps(Self::DESC.name, "rms_eps", self.rms_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, _: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -1,8 +1,10 @@
 //! `recompute`: the residuals and layer inputs of L sub-layers from the first residual and what is cheap to keep (arXiv 2512.24880,
 //! section 4.3.2).
 
+mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use crate::{
@@ -39,6 +41,10 @@ impl Op for Recompute {
             Slot::stream("residuals", &[L, T, N, C]).out(),
         ],
     };
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
+    }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let stored = x.get("residuals");
@@ -88,6 +94,10 @@ impl Op for RecomputeBwd {
             Slot::stream("d_y", &[L, T, C]).out(),
         ],
     };
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
+    }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let (d_x, d_mixes, d_y) = backward(

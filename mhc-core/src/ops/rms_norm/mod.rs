@@ -1,7 +1,9 @@
 //! `rms_norm`: divides every token by the root of its mean square, and scales its channels.
 
+mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward, inv_rms};
 
 use crate::{
@@ -46,6 +48,10 @@ impl Op for RmsNorm {
         check_eps(Self::DESC.name, "eps", self.eps)
     }
 
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
+    }
+
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let inv_rms = inv_rms(d.channels, self.eps, x.get("x"));
         let out = Outputs::one("y", forward(d.channels, x.get("x"), x.get("w"), &inv_rms));
@@ -88,6 +94,10 @@ impl Op for RmsNormBwd {
 
     fn check(&self) -> Result<()> {
         check_eps(Self::DESC.name, "eps", self.eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

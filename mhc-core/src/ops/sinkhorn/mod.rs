@@ -1,7 +1,9 @@
 //! `sinkhorn`: logits to doubly stochastic matrices (arXiv 2512.24880, eq. 9), in every form that is in use.
 
+pub(super) mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use crate::{
@@ -41,6 +43,10 @@ impl Op for Sinkhorn {
         self.form.check(Self::DESC.name)
     }
 
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, caps))
+    }
+
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let n = d.streams;
         let matrices = x.get("logits").chunks_exact(n * n);
@@ -78,6 +84,10 @@ impl Op for SinkhornBwd {
 
     fn check(&self) -> Result<()> {
         self.form.check(Self::DESC.name)
+    }
+
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

@@ -1,7 +1,9 @@
 //! `sinkhorn_log`: Sinkhorn on potentials in the log domain with a temperature (tokenbender's projection).
 
+mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use super::sinkhorn::dims;
@@ -36,6 +38,10 @@ impl Op for SinkhornLog {
 
     fn check(&self) -> Result<()> {
         check(Self::DESC.name, self.iters, self.tau)
+    }
+
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -75,6 +81,10 @@ impl Op for SinkhornLogBwd {
 
     fn check(&self) -> Result<()> {
         check(Self::DESC.name, self.iters, self.tau)
+    }
+
+    fn plan(&self, d: &Dims, _: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

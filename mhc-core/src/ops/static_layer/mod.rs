@@ -1,7 +1,9 @@
 //! `static_layer`: mHC.cu's whole layer with coefficients that do not depend on the token: aggregate, RMSNorm, distribute and mix.
 
+pub(super) mod plan;
 mod reference;
 
+pub use plan::SOURCE;
 pub use reference::{backward, forward};
 
 use crate::{
@@ -62,6 +64,10 @@ impl Op for StaticLayer {
         check(Self::DESC.name, &self.numerics, self.norm_eps)
     }
 
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
+    }
+
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
         let logits = [x.get("h_pre"), x.get("h_post"), x.get("h_res")].concat();
         Outputs::one("out", forward(d, &self.numerics, self.norm_eps, x.get("x"), x.get("w"), &logits))
@@ -112,6 +118,10 @@ impl Op for StaticLayerBwd {
 
     fn check(&self) -> Result<()> {
         check(Self::DESC.name, &self.numerics, self.norm_eps)
+    }
+
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

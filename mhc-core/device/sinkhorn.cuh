@@ -1,0 +1,253 @@
+// Sinkhorn's projection of one n·n matrix and its exact gradient, in every form (arXiv 2512.24880, eq. 9).
+//
+// A matrix belongs to one thread, in registers, up to 4 streams; else to one wave, in shared memory, a line to a lane. `Matrix` hides
+// the difference. Lines are divided in place. Logits that lie so far apart that f32 would lose small elements (more than e^60) take the
+// same way in f64, whose elements go down to e^-700; its exponentials still have the accuracy of f32.
+//
+// Gradient: with Y the matrix after a half-step and G the gradient by ln Y, that by the logarithm of the matrix before it is
+// G - Y·Σ_line G, or G where the denominator was a constant. Y is walked back by multiplying the lines with their denominators, which
+// are all that forward leaves behind: 2·iters·n numbers.
+#pragma once
+#include "operand.cuh"
+#include "reduce.cuh"
+
+struct Form {
+    // start: 0 exp, 1 exp shifted, 2 softmax; eps: 0 none, 1 added, 2 threshold, 3 clamp. lead: whether the lines of the first
+    // half-step are those of the first index in memory.
+    alignas(8) u32 start, lead, mode, iters;
+    alignas(8) float eps;
+};
+
+static const u32 EXP = 0, SOFTMAX = 2, NONE = 0, ADDED = 1, THRESHOLD = 2, CLAMP = 3;
+// Elements of shared memory that a wave needs for one matrix.
+static const u32 MATRIX = 32 * 33;
+
+DEVICE void exponential_of(float v, float& e) { e = exponential(v); }
+DEVICE void exponential_of(float v, double& e) {
+    const float x = smaller(larger(v, -700.0f), 700.0f), k = nearest_integer(x * 1.44269504f);
+    const float r = fused(k, -1.42860677e-6f, fused(k, -0.693145752f, x));
+    const u64 bits = (u64)(1023 + (int)k) << 52;
+    e = exponential(r) * bits_to_double(bits);
+}
+
+// One thread's matrix.
+template <class R, u32 N> struct OwnMatrix {
+    R m[N * N];
+    static constexpr u32 n = N;
+    DEVICE_MEMBER u32 first() const { return 0; }
+    DEVICE_MEMBER u32 step() const { return 1; }
+    DEVICE_MEMBER void sync() const {}
+    template <bool FIRST> DEVICE_MEMBER R& at(u32 line, u32 k) { return m[FIRST ? line * N + k : k * N + line]; }
+};
+
+// One wave's matrix.
+template <class R> struct WaveMatrix {
+    R* m;
+    u32 n;
+    DEVICE_MEMBER u32 first() const { return lane_index(); }
+    DEVICE_MEMBER u32 step() const { return MHC_WAVE; }
+    DEVICE_MEMBER void sync() const { wave_barrier(); }
+    template <bool FIRST> DEVICE_MEMBER R& at(u32 line, u32 k) { return m[FIRST ? line * 33 + k : k * 33 + line]; }
+};
+
+// One half-step. `record(line, d)` gets its denominator, negative where that did not depend on the line.
+template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, const Form& f, R, F record) {
+    const R eps = f.eps;
+#pragma unroll
+    for (u32 l = m.first(); l < m.n; l += m.step()) {
+        R sum = 0;
+#pragma unroll
+        for (u32 k = 0; k < m.n; ++k) sum += m.template at<FIRST>(l, k);
+        const bool live = f.mode < THRESHOLD || sum > eps;
+        const R d = f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : (R)1;
+        const R inverse = (R)1 / d;
+#pragma unroll
+        for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
+        record(l, live ? d : -d);
+    }
+    m.sync();
+}
+
+// The first half-step, from logits; without the ε that is added to a softmax. `in(a, b)` is element [a][b] in memory.
+template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& m, const Form& f, R, In in, F record) {
+#pragma unroll
+    for (u32 l = m.first(); l < m.n; l += m.step()) {
+        float max = -3.0e38f;
+#pragma unroll
+        for (u32 k = 0; k < m.n; ++k) max = larger(max, FIRST ? in(l, k) : in(k, l));
+        R sum = 0;
+#pragma unroll
+        for (u32 k = 0; k < m.n; ++k) {
+            R e;
+            exponential_of((FIRST ? in(l, k) : in(k, l)) - max, e);
+            m.template at<FIRST>(l, k) = e;
+            sum += e;
+        }
+        // exp takes the maximum out of the line, and so out of ε.
+        R scale = 1;
+        if (f.start == EXP) exponential_of(-max, scale);
+        const R eps = f.eps * scale;
+        const bool soft = f.start == SOFTMAX, live = soft || f.mode < THRESHOLD || sum > eps;
+        const R d = soft || f.mode == NONE ? sum : f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : scale;
+        const R inverse = (R)1 / d;
+#pragma unroll
+        for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
+        record(l, live ? d : -d);
+    }
+    m.sync();
+}
+
+// `record(step, line, d)` as in half_step.
+template <class R, class M, class In, class F> DEVICE void sinkhorn(M& m, const Form& f, R r, In in, F record) {
+    const auto none = [&](u32 l, R d) { record(0, l, d); };
+    f.lead ? start<true>(m, f, r, in, none) : start<false>(m, f, r, in, none);
+    if (f.start == SOFTMAX && f.mode == ADDED) {
+#pragma unroll
+        for (u32 l = m.first(); l < m.n; l += m.step()) {
+#pragma unroll
+            for (u32 k = 0; k < m.n; ++k) m.template at<true>(l, k) += (R)f.eps;
+        }
+        m.sync();
+    }
+    for (u32 k = 1; k < 2 * f.iters; ++k) {
+        const auto one = [&](u32 l, R d) { record(k, l, d); };
+        (k % 2 == 0) == (f.lead != 0) ? half_step<true>(m, f, r, one) : half_step<false>(m, f, r, one);
+    }
+}
+
+template <bool FIRST, class R, class M, class D> DEVICE void walk_back(M& y, M& g, R, D denominator) {
+#pragma unroll
+    for (u32 l = y.first(); l < y.n; l += y.step()) {
+        const R d = denominator(l);
+        R sum = 0;
+#pragma unroll
+        for (u32 k = 0; k < y.n; ++k) sum += g.template at<FIRST>(l, k);
+        if (!(d > 0)) sum = 0;
+#pragma unroll
+        for (u32 k = 0; k < y.n; ++k) {
+            R& v = y.template at<FIRST>(l, k);
+            g.template at<FIRST>(l, k) -= v * sum;
+            v *= d > 0 ? d : -d;
+        }
+    }
+    y.sync();
+}
+
+// On entry `y` is the projection and `g` its gradient times itself; on return `g` is the gradient of the logits.
+template <class R, class M, class In, class D> DEVICE void sinkhorn_back(M& y, M& g, const Form& f, R r, In in, D denominator) {
+    for (u32 k = 2 * f.iters - 1; k > 0; --k) {
+        const auto d = [&](u32 l) { return denominator(k, l); };
+        (k % 2 == 0) == (f.lead != 0) ? walk_back<true>(y, g, r, d) : walk_back<false>(y, g, r, d);
+    }
+    // The first half-step again, for elements that ε has swamped.
+    const auto none = [](u32, R) {};
+    f.lead ? start<true>(y, f, r, in, none) : start<false>(y, f, r, in, none);
+    if (f.start == SOFTMAX && f.mode == ADDED) {
+#pragma unroll
+        for (u32 l = y.first(); l < y.n; l += y.step()) {
+#pragma unroll
+            for (u32 k = 0; k < y.n; ++k) {
+                const R s = y.template at<true>(l, k);
+                g.template at<true>(l, k) *= s / (s + (R)f.eps);
+            }
+        }
+        y.sync();
+    }
+    const auto d = [&](u32 l) { return denominator(0, l); };
+    f.lead ? walk_back<true>(y, g, r, d) : walk_back<false>(y, g, r, d);
+}
+
+// Whether the logits want f64; the same in every lane where a wave shares the matrix.
+template <bool WAVE, class In> DEVICE bool far_apart(u32 n, In in) {
+    float max = -3.0e38f, min = 3.0e38f;
+    for (u32 e = WAVE ? lane_index() : 0; e < n * n; e += WAVE ? MHC_WAVE : 1) {
+        const float v = in(e / n, e % n);
+        max = larger(max, v);
+        min = smaller(min, v);
+    }
+    if (WAVE) {
+#pragma unroll
+        for (u32 k = MHC_WAVE / 2; k > 0; k /= 2) {
+            max = larger(max, shuffle_xor(max, k));
+            min = smaller(min, shuffle_xor(min, k));
+        }
+    }
+    return !(max - min < 60.0f && max < 80.0f && min > -80.0f);
+}
+
+template <u32 N> struct Owner {
+    // Whether a thread has a matrix to itself.
+    static const bool THREAD = N != 0 && N <= 4;
+};
+
+template <class R, class M, class In, class Out> DEVICE void run_forward(M& m, const Form& f, R r, In in, Out out) {
+    sinkhorn(m, f, r, in, [](u32, u32, R) {});
+#pragma unroll
+    for (u32 l = m.first(); l < m.n; l += m.step()) {
+#pragma unroll
+        for (u32 k = 0; k < m.n; ++k) out(l, k, (float)m.template at<true>(l, k));
+    }
+    m.sync();
+}
+
+// Reads the logits `in(a, b)` and writes the projection `out(a, b, v)`. Called by one thread up to 4 streams, else by a whole wave with
+// MATRIX doubles of shared memory to itself.
+template <u32 N, class In, class Out> DEVICE void project_matrix(const Form& f, u32 n, double* shared, In in, Out out) {
+    const bool far = far_apart<!Owner<N>::THREAD>(n, in);
+    if constexpr (Owner<N>::THREAD) {
+        if (far) {
+            OwnMatrix<double, N> m;
+            run_forward(m, f, 0.0, in, out);
+        } else {
+            OwnMatrix<float, N> m;
+            run_forward(m, f, 0.0f, in, out);
+        }
+    } else if (far) {
+        WaveMatrix<double> m = {shared, n};
+        run_forward(m, f, 0.0, in, out);
+    } else {
+        WaveMatrix<float> m = {(float*)shared, n};
+        run_forward(m, f, 0.0f, in, out);
+    }
+}
+
+template <class R, class M, class In, class Up, class Out>
+DEVICE void run_backward(M& y, M& g, const Form& f, R r, R* sums, u64 step, In in, Up up, Out out) {
+    const u32 n = y.n;
+    sinkhorn(y, f, r, in, [&](u32 k, u32 l, R d) { sums[(k * n + l) * step] = d; });
+#pragma unroll
+    for (u32 l = y.first(); l < n; l += y.step()) {
+#pragma unroll
+        for (u32 k = 0; k < y.n; ++k) g.template at<true>(l, k) = up(l, k) * y.template at<true>(l, k);
+    }
+    y.sync();
+    sinkhorn_back(y, g, f, r, in, [&](u32 k, u32 l) { return sums[(k * n + l) * step]; });
+#pragma unroll
+    for (u32 l = y.first(); l < n; l += y.step()) {
+#pragma unroll
+        for (u32 k = 0; k < y.n; ++k) out(l, k, (float)g.template at<true>(l, k));
+    }
+    y.sync();
+}
+
+// The gradient of project_matrix: `up(a, b)` is that of the projection, `out(a, b, v)` gets that of the logits. `shared` holds
+// 2·MATRIX doubles; `sums` 2·iters·n doubles of scratch at distances of `step`.
+template <u32 N, class In, class Up, class Out>
+DEVICE void project_matrix_back(const Form& f, u32 n, double* shared, double* sums, u64 step, In in, Up up, Out out) {
+    const bool far = far_apart<!Owner<N>::THREAD>(n, in);
+    if constexpr (Owner<N>::THREAD) {
+        if (far) {
+            OwnMatrix<double, N> y, g;
+            run_backward(y, g, f, 0.0, sums, step, in, up, out);
+        } else {
+            OwnMatrix<float, N> y, g;
+            run_backward(y, g, f, 0.0f, (float*)sums, 2 * step, in, up, out);
+        }
+    } else if (far) {
+        WaveMatrix<double> y = {shared, n}, g = {shared + MATRIX, n};
+        run_backward(y, g, f, 0.0, sums, step, in, up, out);
+    } else {
+        WaveMatrix<float> y = {(float*)shared, n}, g = {(float*)(shared + MATRIX), n};
+        run_backward(y, g, f, 0.0f, (float*)sums, 2 * step, in, up, out);
+    }
+}

@@ -1,0 +1,183 @@
+//! How a GPU runs `project` and its gradient; also those of `pre`, `head` and the layers.
+
+use super::{Project, ProjectBwd};
+use crate::{
+    DType, Dims, Op, OpDesc, Orientation,
+    gpu::{self, Args, Entry, Launch, Plan, Ref, Scratch, Source},
+};
+
+/// The device source.
+pub const SOURCE: Source = Source {
+    name: "project",
+    text: include_str!("kernel.cuh"),
+    entries: || {
+        let mut entries = Entry::all(&["project_fwd", "project_bwd_x", "project_bwd_x_f32", "project_bwd_phi"], &[0]);
+        let plain = ["project_fwd_finish", "project_bwd_tokens", "project_bwd_weights"];
+        entries.extend(Entry::all_f32(&plain, &[0]));
+        entries
+    },
+};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+/// The kernels' tiles: tokens, columns, channels at a time, channels of a tile of d_x and d_phi.
+const TOKENS: usize = 64;
+const COLUMNS: usize = 32;
+const DEPTH: usize = 32;
+const CHANNELS: usize = 64;
+
+/// Channels of a range of K in forward, so that few tokens are spread over many blocks.
+const RANGE: usize = 1024;
+
+/// Scratch that the ranges of tokens may take in the gradient of phi.
+const PARTS: usize = 128 << 20;
+
+/// Where the operands of a projection are.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ops) struct Operands {
+    /// `[T, n, C]`
+    pub x: Ref,
+    /// `[columns, K]`
+    pub phi: Ref,
+    /// `[K]` or absent.
+    pub weight: Ref,
+    /// `[T, columns]`
+    pub z: Ref,
+    /// `[T]`
+    pub inv_rms: Ref,
+    /// Rows of phi.
+    pub columns: usize,
+}
+
+impl Operands {
+    /// The slots of the names that every operator uses.
+    pub(in crate::ops) fn slots(columns: usize, norm_weight: bool) -> Self {
+        Self {
+            x: Ref::streams("x"),
+            phi: Ref::rows("phi"),
+            weight: Ref::pointer("norm_weight").if_there(norm_weight),
+            z: Ref::rows("z"),
+            inv_rms: Ref::pointer("inv_rms"),
+            columns,
+        }
+    }
+}
+
+/// `z` and `inv_rms`.
+pub(in crate::ops) fn forward_launches(
+    desc: &'static OpDesc,
+    rms_eps: f64,
+    d: &Dims,
+    act: DType,
+    o: &Operands,
+    scratch: &mut Scratch,
+) -> [Launch; 2] {
+    let steps = d.streams * d.channels.div_ceil(DEPTH);
+    // Of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
+    let each = if o.columns > 128 { 4 * RANGE } else { RANGE } / DEPTH;
+    let ranges = steps.div_ceil(each);
+    let parts = scratch.pointer(ranges * d.tokens * o.columns);
+    let squares = scratch.pointer(ranges * d.tokens);
+    let args = Args::new(desc).at(&[o.x, o.phi, o.weight, parts, squares]).dims(d).u32(&[o.columns, each]).build();
+    let blocks = gpu::blocks(d.tokens.div_ceil(TOKENS));
+    let mut products = Launch::new("project", Entry::new("project_fwd", act, 0), blocks, THREADS, args);
+    products.grid = [blocks, gpu::blocks(o.columns.div_ceil(COLUMNS)), gpu::blocks(ranges)];
+
+    let args = Args::new(desc).at(&[parts, squares, o.z, o.inv_rms]).u64(&[d.tokens]);
+    let args = args.u32(&[o.columns, ranges]).f32(&[d.row() as f64, rms_eps]).build();
+    let blocks = gpu::blocks((d.tokens * o.columns).div_ceil(THREADS as usize));
+    [products, Launch::new("project", Entry::new("project_fwd_finish", DType::F32, 0), blocks, THREADS, args)]
+}
+
+/// What the gradient of x takes besides, `H_pre·d_li` and `H_res^T·d_x_next`, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::ops) struct Besides {
+    /// `[T, n(n+2)]`
+    pub mixes: Ref,
+    /// `[T, C]` of the streams' type.
+    pub d_li: Ref,
+    /// `[T, C]` of f32.
+    pub d_li_f32: Ref,
+    /// `[T, n, C]`
+    pub d_x_next: Ref,
+    /// How the n·n block of `mixes` lies; `None`: H_res is the identity.
+    pub mixing: Option<Orientation>,
+    /// `[T, n, C]`: where d_x goes, and whether that is f32.
+    pub d_x: (Ref, bool),
+}
+
+impl Besides {
+    /// Nothing, and d_x in the slot of that name.
+    pub(in crate::ops) const NONE: Self = Self {
+        mixes: Ref::Absent(1),
+        d_li: Ref::Absent(1),
+        d_li_f32: Ref::Absent(1),
+        d_x_next: Ref::Absent(2),
+        mixing: None,
+        d_x: (Ref::streams("d_x"), false),
+    };
+}
+
+/// The gradients of x, phi and the weight for `d_z`; `d_phi` and `d_norm_weight` are slots of that name.
+pub(in crate::ops) fn backward_launches(
+    desc: &'static OpDesc,
+    d: &Dims,
+    act: DType,
+    o: &Operands,
+    d_z: Ref,
+    besides: &Besides,
+    scratch: &mut Scratch,
+) -> Vec<Launch> {
+    let f32_entry = |kernel| Entry::new(kernel, DType::F32, 0);
+    let p = scratch.pointer(d.tokens * o.columns);
+    let shrink = scratch.pointer(d.tokens);
+    let args = Args::new(desc).at(&[o.z, o.inv_rms, d_z, p, shrink]).u64(&[d.tokens]);
+    let args = args.u32(&[o.columns]).f32(&[d.row() as f64]).build();
+    let tokens =
+        Launch::new("project", f32_entry("project_bwd_tokens"), gpu::blocks(d.tokens.div_ceil(4)), THREADS, args);
+
+    let tiles = gpu::blocks(d.streams * d.channels.div_ceil(CHANNELS));
+    let Besides { mixes, d_li, d_li_f32, d_x_next, mixing, d_x: (out, wide) } = *besides;
+    let mixing = match mixing {
+        Some(Orientation::ToFrom) => 0,
+        Some(Orientation::FromTo) => 1,
+        None => 2,
+    };
+    let kernel = if wide { "project_bwd_x_f32" } else { "project_bwd_x" };
+    let args = Args::new(desc).at(&[o.x, o.phi, o.weight, p, shrink, out]);
+    let args = args.at(&[mixes, d_li, d_li_f32, d_x_next]).dims(d).u32(&[o.columns, mixing]).build();
+    let d_x = Launch::new("project", Entry::new(kernel, act, 0), tiles, THREADS, args);
+    let d_x = d_x.across(gpu::blocks(d.tokens.div_ceil(TOKENS)).min(65535));
+
+    let phi = o.columns * d.row();
+    let ranges = d.tokens.div_ceil(256).min(16).min((PARTS / (4 * phi)).max(1));
+    let parts = scratch.pointer(ranges * phi);
+    let args = Args::new(desc).at(&[o.x, p, parts]).dims(d).u32(&[o.columns]).build();
+    let mut d_phi = Launch::new("project", Entry::new("project_bwd_phi", act, 0), tiles, THREADS, args);
+    d_phi.grid = [tiles, gpu::blocks(o.columns.div_ceil(COLUMNS)), gpu::blocks(ranges)];
+
+    let weighted = matches!(o.weight, Ref::Slot(..));
+    let args = Args::new(desc).at(&[parts, o.phi, o.weight, Ref::rows("d_phi")]);
+    let args = args.at(&[Ref::pointer("d_norm_weight").if_there(weighted)]).u64(&[d.row()]);
+    let args = args.u32(&[o.columns, ranges]).build();
+    let blocks = gpu::blocks(d.row().div_ceil(THREADS as usize));
+    let weights = Launch::new("project", f32_entry("project_bwd_weights"), blocks, THREADS, args);
+    let weights = weights.across(if weighted { 1 } else { gpu::blocks(o.columns).min(65535) });
+    vec![tokens, d_x, d_phi, weights]
+}
+
+pub(super) fn forward(op: &Project, d: &Dims, act: DType) -> Plan {
+    let mut scratch = Scratch::default();
+    let operands = Operands::slots(d.mix(), op.norm_weight);
+    let launches = forward_launches(&Project::DESC, op.rms_eps, d, act, &operands, &mut scratch);
+    Plan::new(launches.into(), scratch.bytes())
+}
+
+pub(super) fn backward(op: &ProjectBwd, d: &Dims, act: DType) -> Plan {
+    let mut scratch = Scratch::default();
+    let operands = Operands::slots(d.mix(), op.norm_weight);
+    let (d_z, desc) = (Ref::rows("d_z"), &ProjectBwd::DESC);
+    let launches = backward_launches(desc, d, act, &operands, d_z, &Besides::NONE, &mut scratch);
+    Plan::new(launches, scratch.bytes())
+}
