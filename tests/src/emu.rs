@@ -14,7 +14,7 @@ use std::{
 };
 
 use mhc_core::{
-    DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result,
+    DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result,
     gpu::{GpuCaps, GpuDevice, GpuDriver, GpuQueue, HEADERS, Launch, RawEvent, RawGraph},
     ops::SOURCES,
 };
@@ -185,7 +185,7 @@ unsafe impl GpuDriver for EmuDriver {
         &self.info
     }
 
-    fn load(&self, source: &str) -> Result<Module> {
+    fn load(&self, source: &'static str, _: DType) -> Result<Module> {
         let found = SOURCES.iter().find(|s| s.name == source);
         found.map(Module).ok_or_else(|| failed("load", format!("no source called {source}")))
     }
