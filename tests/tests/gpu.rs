@@ -1,0 +1,207 @@
+//! What GPUs do besides operators: graphs, events, pinned memory, foreign streams, running out of memory. Without a GPU it says so.
+
+use std::{sync::Arc, thread};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use mhc_core::{
+    DType, Device, Dims, Error, Problem, Stream, Tensor,
+    gpu::{Event, Graph, Pinned},
+    ops::Post,
+};
+use mhc_tests::devices;
+
+type Outcome = Result<(), Failed>;
+
+const TRIALS: &[(&str, fn(&Arc<dyn Device>) -> Outcome)] = &[
+    ("graph", graph),
+    ("graph_unprepared", graph_unprepared),
+    ("graph_allocates", graph_allocates),
+    ("event", event),
+    ("pinned", pinned),
+    ("foreign_stream", foreign_stream),
+    ("out_of_memory", out_of_memory),
+    ("threads", threads),
+    ("memory_is_reused", memory_is_reused),
+];
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let subjects = match devices::chosen() {
+        Ok(subjects) => subjects,
+        Err(e) => {
+            eprintln!("{e:#}");
+            std::process::exit(1);
+        }
+    };
+    let mut trials = Vec::new();
+    for subject in subjects.iter().filter(|s| s.device.queue().is_some()) {
+        for (name, run) in TRIALS {
+            let device = subject.device.clone();
+            trials.push(Trial::test(format!("gpu/{name}@{}", subject.name), move || run(&device)));
+        }
+    }
+    if trials.is_empty() {
+        let probes = mhc_ops::backends().into_iter().map(|b| b.probe().to_string()).collect::<Vec<_>>().join("; ");
+        trials.push(Trial::test(format!("gpu: none here ({probes})"), || Ok(())).with_ignored_flag(true));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Operands of `post` with known contents.
+struct Operands {
+    problem: Problem,
+    x: Tensor,
+    y: Tensor,
+    mixes: Tensor,
+    x_next: Tensor,
+}
+
+impl Operands {
+    fn new(stream: &Stream, seed: f64) -> Result<Self, Error> {
+        let d = Dims::new(33, 4, 200);
+        let draw = |shape: &[usize], dtype| {
+            let data: Vec<f64> = (0..shape.iter().product::<usize>()).map(|i| (i as f64 * 0.37 + seed).sin()).collect();
+            Tensor::from_f64(stream, dtype, shape, &data)
+        };
+        Ok(Self {
+            problem: Problem::new(Post::default(), d, DType::Bf16),
+            x: draw(&[d.tokens, d.streams, d.channels], DType::Bf16)?,
+            y: draw(&[d.tokens, d.channels], DType::Bf16)?,
+            mixes: draw(&[d.tokens, d.mix()], DType::F32)?,
+            x_next: Tensor::zeros(stream, DType::Bf16, &[d.tokens, d.streams, d.channels])?,
+        })
+    }
+
+    fn run(&mut self, stream: &Stream) -> Result<(), Error> {
+        let ins = [self.x.view(), self.y.view(), self.mixes.view()];
+        stream.run(&self.problem, &ins, &mut [self.x_next.view_mut()])
+    }
+}
+
+/// What `post` gives for a seed, run directly.
+fn expected(stream: &Stream, seed: f64) -> Result<Vec<u8>, Error> {
+    let mut o = Operands::new(stream, seed)?;
+    o.run(stream)?;
+    o.x_next.read()
+}
+
+/// A replay gives the bits of a run, and new ones once the inputs have changed.
+fn graph(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let (first, second) = (expected(&stream, 0.1)?, expected(&stream, 0.7)?);
+    assert_ne!(first, second);
+    let mut o = Operands::new(&stream, 0.1)?;
+    stream.prepare(&o.problem)?;
+    let mut graph = Graph::capture(&stream, || o.run(&stream))?;
+    assert!(o.x_next.read()?.iter().all(|b| *b == 0), "a capture does nothing yet");
+    // SAFETY: the operands are alive and only this stream uses them.
+    unsafe { graph.replay(&stream)? };
+    assert_eq!(o.x_next.read()?, first);
+    let other = Operands::new(&stream, 0.7)?;
+    o.x.write(&other.x.read()?)?;
+    o.y.write(&other.y.read()?)?;
+    o.mixes.write(&other.mixes.read()?)?;
+    // SAFETY: as above.
+    unsafe { graph.replay(&stream)? };
+    assert_eq!(o.x_next.read()?, second);
+    Ok(())
+}
+
+/// A capture that fails leaves the stream as it was.
+fn graph_unprepared(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let stop = || Err(Error::Checkpoint("stop".into()));
+    assert!(matches!(Graph::capture(&stream, stop), Err(Error::Checkpoint(_))));
+    expected(&stream, 0.1)?;
+    Ok(())
+}
+
+/// Allocating during a capture is refused in words; freeing waits until it is over.
+fn graph_allocates(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let before = Tensor::empty(&stream, DType::F32, &[1000])?;
+    let error = Graph::capture(&stream, || {
+        drop(before);
+        Tensor::empty(&stream, DType::F32, &[1000]).map(drop)
+    });
+    let message = error.map_or_else(|e| e.to_string(), |_| "no error".into());
+    assert!(message.contains("captured"), "{message}");
+    expected(&stream, 0.1)?;
+    Ok(())
+}
+
+fn event(device: &Arc<dyn Device>) -> Outcome {
+    let (a, b) = (Stream::new(device.clone())?, Stream::new(device.clone())?);
+    let (start, end) = (Event::new(&a)?, Event::new(&a)?);
+    assert!(end.elapsed_ms(&start).is_err(), "events that were never recorded");
+    start.record(&a)?;
+    let mut o = Operands::new(&a, 0.1)?;
+    o.run(&a)?;
+    end.record(&a)?;
+    end.hold(&b)?;
+    b.sync()?;
+    let milliseconds = end.elapsed_ms(&start)?;
+    assert!(milliseconds > 0.0 && milliseconds < 10_000.0, "{milliseconds}");
+    Ok(())
+}
+
+fn pinned(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let bytes: Vec<u8> = (0..4096).map(|i| (i % 251) as u8).collect();
+    let (mut from, mut to) = (Pinned::new(&stream, bytes.len())?, Pinned::new(&stream, bytes.len())?);
+    from.copy_from_slice(&bytes);
+    let memory = Tensor::empty(&stream, DType::F32, &[bytes.len() / 4])?;
+    // SAFETY: the tensor is as large, and everything lives until the stream is waited for.
+    unsafe {
+        from.upload(memory.view().raw().ptr, &stream)?;
+        to.download(memory.view().raw().ptr, &stream)?;
+    }
+    stream.sync()?;
+    assert_eq!(&*to, &*bytes);
+    Ok(())
+}
+
+/// The default stream of the context, as a framework that uses no other has it.
+fn foreign_stream(device: &Arc<dyn Device>) -> Outcome {
+    // SAFETY: the default stream is there as long as the context.
+    let stream = unsafe { Stream::foreign(device.clone(), mhc_core::RawStream(0)) };
+    let own = Stream::new(device.clone())?;
+    assert_eq!(expected(&stream, 0.3)?, expected(&own, 0.3)?);
+    Ok(())
+}
+
+fn out_of_memory(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let error = Tensor::empty(&stream, DType::F32, &[1 << 46]).err();
+    assert!(matches!(error, Some(Error::OutOfMemory { bytes, .. }) if bytes == 1 << 48), "{error:?}");
+    expected(&stream, 0.1)?;
+    Ok(())
+}
+
+/// Four threads, a stream each: everybody gets the bits of a run alone.
+fn threads(device: &Arc<dyn Device>) -> Outcome {
+    let alone = expected(&Stream::new(device.clone())?, 0.5)?;
+    thread::scope(|scope| {
+        let run = || -> Result<bool, Error> {
+            let stream = Stream::new(device.clone())?;
+            let same = (0..20).map(|_| Ok(expected(&stream, 0.5)? == alone)).collect::<Result<Vec<_>, Error>>()?;
+            Ok(same.into_iter().all(|s| s))
+        };
+        let all: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+        for one in all {
+            assert!(one.join().map_err(|_| "a thread panicked")??, "another result than alone");
+        }
+        Ok(())
+    })
+}
+
+/// Allocating and freeing in the order of the stream does not wait and does not grow.
+fn memory_is_reused(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let mut addresses = std::collections::HashSet::new();
+    for _ in 0..1000 {
+        addresses.insert(Tensor::empty(&stream, DType::F32, &[1 << 24])?.view().raw().ptr);
+    }
+    assert!(addresses.len() < 100, "{} different addresses in 1000 allocations", addresses.len());
+    Ok(())
+}
