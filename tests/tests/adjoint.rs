@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 use mhc_core::{
-    AnyOp, DType, Dims, Dual, Level, Numerics, Problem, Real, Role, Slot,
-    ops::{Post, PostBwd, Pre, PreBwd},
+    AnyOp, DType, Dims, Dual, Eps, Level, Numerics, Orientation, Problem, Real, Role, SinkhornForm, Slot,
+    ops::{Post, PostBwd, Pre, PreBwd, Sinkhorn, SinkhornBwd},
 };
 use mhc_tests::{
     cases,
@@ -30,14 +30,21 @@ fn main() -> Result<()> {
         }
         let described = p.clone();
         trials.push(Trial::test(format!("{p}/description"), move || finish(description(&described))));
-        if p.op.forward().is_some() {
+        if let Some(forward) = p.op.forward() {
             for (name, sigma) in [("", 0.0), ("/sigma8", 8.0), ("/entries80", f64::INFINITY)] {
-                let p = p.clone();
+                let (p, forward) = (p.clone(), forward.clone());
                 if sigma == 0.0 || p.op.desc().slots.iter().any(data::is_logit) {
-                    trials.push(Trial::test(format!("{p}/adjoint{name}"), move || finish(prove(&p, sigma))));
+                    trials.push(Trial::test(format!("{p}/adjoint{name}"), move || finish(prove(&p, forward, sigma))));
                 }
             }
         }
+    }
+    for (name, forward, backward) in mismatched() {
+        let dims = Dims::new(5, 4, 9);
+        trials.push(Trial::test(format!("mismatch/{name}"), move || {
+            let p = Problem { op: backward, dims, act: DType::F32 };
+            if prove(&p, forward, 0.0).is_err() { Ok(()) } else { Err("a wrong gradient was taken for right".into()) }
+        }));
     }
     for (name, numerics) in Numerics::PRESETS {
         for (norm_weight, rms_norm) in [(false, None), (true, Some(1e-6))] {
@@ -52,6 +59,24 @@ fn main() -> Result<()> {
 
 fn finish(r: Result<()>) -> Result<(), libtest_mimic::Failed> {
     r.map_err(|e| format!("{e:#}").into())
+}
+
+/// Backward operators beside forwards that they are not the gradient of, by ever less: the proof must see all of them.
+fn mismatched() -> Vec<(&'static str, AnyOp, AnyOp)> {
+    let (form, orientation) = (Numerics::default().sinkhorn, Orientation::FromTo);
+    let other = |iters, eps| SinkhornForm { iters, eps, ..form };
+    let sinkhorn = |form| AnyOp::from(Sinkhorn { form, orientation });
+    let transposed = Post { orientation: Orientation::ToFrom };
+    vec![
+        ("transposed", transposed.into(), PostBwd { orientation, d_x: true }.into()),
+        (
+            "one iteration at the start",
+            sinkhorn(other(2, form.eps)),
+            SinkhornBwd { form: other(1, form.eps), orientation }.into(),
+        ),
+        ("one iteration", sinkhorn(form), SinkhornBwd { form: other(19, form.eps), orientation }.into()),
+        ("a tiny eps", sinkhorn(form), SinkhornBwd { form: other(20, Eps::Added(1.001e-6)), orientation }.into()),
+    ]
 }
 
 /// A reference computes what the description says, and a backward operator's slots are named and shaped after its forward's.
@@ -83,9 +108,9 @@ fn carried(slot: &Slot) -> bool {
     slot.name == "d_x_next"
 }
 
-/// Proves one backward operator at one point, its logits `sigma` times as large, or with entries of ±80 if that is infinite.
-fn prove(p: &Problem, sigma: f64) -> Result<()> {
-    let forward = Problem { op: p.op.forward().context("no forward")?, ..p.clone() };
+/// Proves one backward operator at one point against its forward, the logits `sigma` times as large, or with entries of ±80 if that is infinite.
+fn prove(p: &Problem, forward: AnyOp, sigma: f64) -> Result<()> {
+    let forward = Problem { op: forward, ..p.clone() };
     let seed = data::seed(&p.to_string());
     let point = data::operands_with(&forward, seed, |slot, values, rng| data::sharpen(slot, values, rng, sigma))?;
     let results = evaluate::<f64>(&forward, &point)?;
@@ -221,18 +246,18 @@ fn composition(d: Dims, numerics: Numerics, norm_weight: bool, rms_norm: Option<
         R::c(0.3) * v + (v + R::c(0.5)).sigmoid()
     }
     fn chain<R: Real>(pre: &Problem, post: &Problem, inputs: &[Vec<R>]) -> Result<(Named<R>, Vec<R>)> {
-        let saved = named(pre, evaluate_in(pre, inputs)?);
+        let saved = named(pre, false, evaluate_in(pre, inputs)?);
         let x = inputs[0].clone();
         let y: Vec<R> = saved["layer_input"].iter().map(|v| sub_layer(*v)).collect();
         let mixes = saved["mixes"].clone();
-        let mut out = named(post, evaluate_in(post, &[x, y, mixes, vec![]])?);
+        let mut out = named(post, false, evaluate_in(post, &[x, y, mixes, vec![]])?);
         Ok((saved, out.remove("x_next").context("x_next")?))
     }
 
     let mut rng = Rng::new(data::seed("composition"));
     let (saved, x_next) = chain::<f64>(&pre, &post, &point)?;
     let u = rng.normals(x_next.len());
-    let mut known: Named<f64> = named(&pre, point.clone());
+    let mut known: Named<f64> = named(&pre, true, point.clone());
     known.extend(saved);
     known.insert("y", known["layer_input"].iter().map(|v| sub_layer(*v)).collect());
     known.insert("d_x_next", u.clone());
@@ -242,7 +267,7 @@ fn composition(d: Dims, numerics: Numerics, norm_weight: bool, rms_norm: Option<
             true => known.get(s.name).cloned().with_context(|| format!("nothing gives `{}`", s.name)),
             false => Ok(vec![]),
         })?;
-        Ok(named(&p, evaluate::<f64>(&p, &operands)?))
+        Ok(named(&p, false, evaluate::<f64>(&p, &operands)?))
     };
     let of_post = backward(PostBwd { orientation, d_x: false }.into(), &known)?;
     let slope = |v: &f64| sub_layer(Dual::new(*v, 1.0)).d;
@@ -271,8 +296,8 @@ fn composition(d: Dims, numerics: Numerics, norm_weight: bool, rms_norm: Option<
 /// Operands by name.
 type Named<R> = BTreeMap<&'static str, Vec<R>>;
 
-/// The operands that are there, by name.
-fn named<R>(p: &Problem, values: Vec<Vec<R>>) -> Named<R> {
-    let slots = p.op.desc().slots.iter().map(|s| s.name);
-    slots.zip(values).filter(|(name, v)| p.op.has(name) && !v.is_empty()).collect()
+/// The inputs, or else the outputs, that are there, by name.
+fn named<R>(p: &Problem, inputs: bool, values: Vec<Vec<R>>) -> Named<R> {
+    let slots = p.op.desc().slots.iter().zip(values);
+    slots.filter(|(s, _)| s.is_input() == inputs && p.op.has(s.name)).map(|(s, v)| (s.name, v)).collect()
 }

@@ -1,6 +1,8 @@
 //! Every wrong operand, one at a time, for every operator: the right kind of error, in words that name the operator, the operand, what
 //! was wanted and what came, and not a byte written.
 
+#![allow(clippy::panic)] // helpers of tests
+
 use anyhow::Result;
 use mhc_core::{
     AnyOp, Axis, DType, DevPtr, DeviceId, Dims, Eps, Error, Layout, Numerics, Problem, RawView, Slot, Stream, View,

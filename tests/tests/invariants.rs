@@ -245,20 +245,28 @@ fn presets_are_their_formulas() -> Result<()> {
             match name {
                 "paper" => {
                     h.map(f64::exp);
-                    (0..20).for_each(|_| drop(h.divide(COLUMNS, |s| s).divide(ROWS, |s| s).0));
+                    for _ in 0..20 {
+                        h.divide(COLUMNS, |s| s).divide(ROWS, |s| s);
+                    }
                 }
                 "deepseek_v4" => {
                     h.softmax(COLUMNS).map(add).divide(ROWS, add);
-                    (1..20).for_each(|_| drop(h.divide(COLUMNS, add).divide(ROWS, add).0));
+                    for _ in 1..20 {
+                        h.divide(COLUMNS, add).divide(ROWS, add);
+                    }
                 }
                 "mhc_cu" => {
                     let kept = |s: f64| if s > 1e-5 { s } else { 1.0 };
                     h.map(f64::exp);
-                    (0..20).for_each(|_| drop(h.divide(ROWS, kept).divide(COLUMNS, kept).0));
+                    for _ in 0..20 {
+                        h.divide(ROWS, kept).divide(COLUMNS, kept);
+                    }
                 }
                 "liger" => {
                     h.softmax(ROWS).map(add).divide(COLUMNS, add);
-                    (1..20).for_each(|_| drop(h.divide(ROWS, add).divide(COLUMNS, add).0));
+                    for _ in 1..20 {
+                        h.divide(ROWS, add).divide(COLUMNS, add);
+                    }
                 }
                 "lucidrains" => {
                     h.lines(ROWS, |v| {
@@ -266,7 +274,9 @@ fn presets_are_their_formulas() -> Result<()> {
                         v.iter_mut().for_each(|v| *v = (*v - max).exp());
                     });
                     let clamped = |s: f64| s.max(1e-12);
-                    (0..20).for_each(|_| drop(h.divide(ROWS, clamped).divide(COLUMNS, clamped).0));
+                    for _ in 0..20 {
+                        h.divide(ROWS, clamped).divide(COLUMNS, clamped);
+                    }
                 }
                 other => panic!("no formula is written here for the preset {other}"),
             }

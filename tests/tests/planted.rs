@@ -1,6 +1,8 @@
 //! The harness itself: a device that computes with the plain f32 reference passes, and the same device with any one of these
 //! mistakes planted in it is caught, with words that say what is wrong.
 
+#![allow(clippy::expect_used)] // helpers of tests
+
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering},
