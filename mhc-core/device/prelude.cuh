@@ -167,7 +167,11 @@ DEVICE float sigmoid(float v) {
 DEVICE float logarithm(float v) {
     const u32 bits = float_to_bits(v), e = (bits - 0x3f2aaaabu) & 0xff800000u;
     const float f = bits_to_float(bits - e) - 1.0f, s = f * f, k = (float)(int)e * 1.19209290e-7f;
-    float r = fused(0.230836749f, f, -0.279208571f);
-    r = fused(r, s, fused(0.331826031f, f, -0.498910338f));
+    float r = fused(fused(-0.130187988f, f, 0.140889585f), s, fused(-0.121489584f, f, 0.139809534f));
+    r = fused(r, f, -0.166845024f);
+    r = fused(r, f, 0.200121149f);
+    r = fused(r, f, -0.249996364f);
+    r = fused(r, f, 0.333331943f);
+    r = fused(r, f, -0.5f);
     return fused(k, 0.693147182f, fused(r, s, f));
 }

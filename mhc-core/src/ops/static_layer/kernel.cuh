@@ -19,6 +19,9 @@ template <u32 N> struct Kept {
     static const u32 COUNT = N == 0 || N > 4 ? 0 : N <= 2 ? 4 : 2;
 };
 
+// Output rows that are computed together where there are many: 512 threads leave 128 registers to each.
+static const u32 ROWS = 4;
+
 // H_res as [to][from], and H_post as one more column, then H_pre: all coefficients of a token, in shared memory.
 template <u32 N> DEVICE void layer_weights(u32 n, const float* mixes, u32 from_to, float* h) {
     for (u32 e = thread_index(); e < n * (n + 2); e += threads()) {
@@ -120,7 +123,7 @@ template <class E, u32 N, u32 V, bool WIDE> DEVICE void layer_fwd_few(const Laye
 
 template <class E, u32 N, u32 V, bool WIDE>
 DEVICE void layer_fwd_many(const LayerFwd<E>& a, u64 t, u32 n, const float* h, float* scratch) {
-    const u32 G = Group<N>::G;
+    const u32 G = ROWS;
     const Rows<const E> x = a.x.at(t);
     const Rows<E> out = a.out.at(t);
     const float* pre = h + n * (n + 1);
@@ -289,7 +292,7 @@ DEVICE void layer_bwd_few(const LayerBwd<E>& a, u64 t, const float* h, float* sc
 template <class E, u32 N, u32 V, bool WIDE>
 DEVICE void layer_bwd_many(
     const LayerBwd<E>& a, u64 t, u32 n, const float* h, float* scratch, float* sums, float* d_w) {
-    const u32 G = Group<N>::G, P = n * n;
+    const u32 G = ROWS, P = n * n;
     const Rows<const E> x = a.x.at(t), g = a.g.at(t);
     const float* pre = h + n * (n + 1);
     float square = 0.0f, along = 0.0f;
