@@ -12,7 +12,9 @@ use mhc_tests::devices;
 
 type Outcome = Result<(), Failed>;
 
-const TRIALS: &[(&str, fn(&Arc<dyn Device>) -> Outcome)] = &[
+type Check = fn(&Arc<dyn Device>) -> Outcome;
+
+const TRIALS: &[(&str, Check)] = &[
     ("graph", graph),
     ("graph_unprepared", graph_unprepared),
     ("graph_allocates", graph_allocates),
@@ -24,15 +26,9 @@ const TRIALS: &[(&str, fn(&Arc<dyn Device>) -> Outcome)] = &[
     ("memory_is_reused", memory_is_reused),
 ];
 
-fn main() {
+fn main() -> anyhow::Result<()> {
     let arguments = Arguments::from_args();
-    let subjects = match devices::chosen() {
-        Ok(subjects) => subjects,
-        Err(e) => {
-            eprintln!("{e:#}");
-            std::process::exit(1);
-        }
-    };
+    let subjects = devices::chosen()?;
     let mut trials = Vec::new();
     for subject in subjects.iter().filter(|s| s.device.queue().is_some()) {
         for (name, run) in TRIALS {
@@ -44,7 +40,7 @@ fn main() {
         let probes = mhc_ops::backends().into_iter().map(|b| b.probe().to_string()).collect::<Vec<_>>().join("; ");
         trials.push(Trial::test(format!("gpu: none here ({probes})"), || Ok(())).with_ignored_flag(true));
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    libtest_mimic::run(&arguments, trials).exit()
 }
 
 /// Operands of `post` with known contents.
