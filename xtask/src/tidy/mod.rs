@@ -57,7 +57,7 @@ const RULES: &[Rule] = &[
     },
     Rule { what: "no tabs, no trailing blanks, one newline at the end", broken: text::blanks },
     Rule { what: "every crate takes lints, edition and version from the workspace", broken: text::manifests },
-    Rule { what: "every operator's folder is complete and listed", broken: operators::folders },
+    Rule { what: "every operator's folder has the fixed file names, and is listed", broken: operators::folders },
     Rule {
         what: "every operator has conformance cases, and every forward operator a backward",
         broken: operators::cases,

@@ -7,30 +7,31 @@ use mhc_core::{AnyOp, Level, Role};
 use super::File;
 
 const CORE: &str = "mhc-core/src/ops/";
-const CPU: &str = "mhc-cpu/src/ops/";
 
-/// Folders of operators in core: `post` of `mhc-core/src/ops/post/mod.rs`.
-fn folder_names(files: &[File]) -> BTreeSet<&str> {
-    let inside = files.iter().filter_map(|f| f.path.strip_prefix(CORE)?.split_once('/'));
-    inside.map(|(folder, _)| folder).collect()
-}
+/// What an operator's folder may hold. A missing reference or CPU kernel is an error of the compiler's.
+const NAMES: [&str; 4] = ["mod.rs", "reference.rs", "plan.rs", "kernel.cuh"];
 
 pub fn folders(files: &[File]) -> Vec<String> {
-    let there = |path: &str| files.iter().any(|f| f.path == path);
-    let text = |path: &str| files.iter().find(|f| f.path == path).map_or("", |f| &f.text);
     let mut places = Vec::new();
-    for op in folder_names(files) {
-        for path in [format!("{CORE}{op}/mod.rs"), format!("{CORE}{op}/reference.rs"), format!("{CPU}{op}.rs")] {
-            if !there(&path) {
-                places.push(format!("{op}: {path} is missing"));
-            }
+    for file in files {
+        let Some((op, name)) = file.path.strip_prefix(CORE).and_then(|p| p.split_once('/')) else { continue };
+        if !NAMES.contains(&name) {
+            places.push(format!("{}: a folder of an operator has only {}", file.path, NAMES.join(", ")));
         }
-        let listed = AnyOp::all_descs().iter().any(|d| d.name.strip_suffix("_bwd").unwrap_or(d.name) == op);
-        if !listed || !text(&format!("{CORE}mod.rs")).contains(&format!("pub mod {op};")) {
+        if name == "mod.rs" && AnyOp::all_descs().iter().all(|d| d.name != op) {
             places.push(format!("{op}: not in the list of {CORE}mod.rs"));
+        }
+        let kernel = format!("{CORE}{op}/kernel.cuh");
+        if name == "plan.rs" && !files.iter().any(|f| f.path == kernel) && !launches_others(&file.text) {
+            places.push(format!("{op}: has a plan, but {kernel} is missing"));
         }
     }
     places
+}
+
+/// Whether a plan launches kernels of other operators' folders.
+fn launches_others(plan: &str) -> bool {
+    plan.contains("super::super::") || plan.contains("crate::ops::") || plan.contains("ops::")
 }
 
 pub fn cases(_: &[File]) -> Vec<String> {
