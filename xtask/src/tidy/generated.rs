@@ -3,10 +3,14 @@
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
-use mhc_core::{AnyOp, Case, DTypeRule, Level, Numerics, OpDesc, Role, Slot};
+use mhc_core::{AnyOp, Case, DType, DTypeRule, Level, Numerics, OpDesc, Role, Slot, gpu::GpuCaps};
 
 use super::File;
-use crate::{bench::Record, doctor::Accuracy, report::markdown_table};
+use crate::{
+    bench::Record,
+    doctor::{self, Accuracy},
+    report::markdown_table,
+};
 
 /// Where generated parts may be.
 const DOCUMENTS: &[&str] = &["README.md", "docs/numerics.md"];
@@ -83,7 +87,7 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
         }
     }
     parts.insert("speed", speed);
-    parts.insert("support", support(files, &records));
+    parts.insert("support", support(files, &records, &cases));
     parts.insert("accuracy", records.iter().map(Accuracy::markdown).collect());
     Ok(parts)
 }
@@ -138,27 +142,66 @@ fn operators(cases: &[Case]) -> String {
     text
 }
 
-/// `tested` needs a record of a self-test on a device, but for the CPU, which every run of the tests covers.
-fn support(files: &[File], records: &[Accuracy]) -> String {
-    let source = |op: &str| files.iter().any(|f| f.path == format!("mhc-core/src/ops/{op}/kernel.cuh"));
-    let image = |backend: &str, op: &str| {
-        let inside = format!("{backend}/kernels/gen/");
-        files.iter().any(|f| f.path.starts_with(&format!("{inside}{op}.")))
+/// A machine of each vendor, for which operators are planned.
+fn gpus() -> [(&'static str, GpuCaps); 2] {
+    let caps = |arch: &str, wave, units| {
+        GpuCaps { arch: arch.into(), wave, units, shared_per_block: 64 << 10, max_threads: 1024 }
     };
-    let tested = |prefix: &str, op: &str| {
-        let mut devices = records.iter().flat_map(|r| &r.devices).filter(|d| d.device.starts_with(prefix));
-        devices.any(|d| d.rows.iter().any(|r| r.op == op) && d.rows.iter().all(|r| r.op != op || r.wrong.is_none()))
+    [("cuda", caps("sm_90", 32, 132)), ("hip", caps("gfx942", 64, 304))]
+}
+
+/// How far an operator is on a GPU, best first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Tested,
+    Compiled,
+    Source,
+    Missing,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tested => "tested",
+            Self::Compiled => "compiled",
+            Self::Source => "source",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// `tested` needs a record of a self-test on such a device, `compiled` an image of every source that the plan launches.
+fn state(files: &[File], records: &[Accuracy], case: &Case, backend: &str, caps: &GpuCaps) -> State {
+    let op = case.op.desc().name;
+    let mut devices = records.iter().flat_map(|r| &r.devices).filter(|d| d.device.starts_with(backend));
+    let right = |rows: &[doctor::Row]| {
+        let mut rows = rows.iter().filter(|r| r.op == op).peekable();
+        rows.peek().is_some() && rows.all(|r| r.wrong.is_none())
     };
-    let gpu = |backend: &str, op: &str| match () {
-        () if tested(backend.trim_start_matches("mhc-"), op) => "tested",
-        () if image(backend, op) => "compiled",
-        () if source(op) => "source",
-        () => "missing",
+    if devices.any(|d| right(&d.rows)) {
+        return State::Tested;
+    }
+    let Ok(plan) = case.op.plan(&case.dims, DType::Bf16, caps) else { return State::Missing };
+    let image = |source: &str| {
+        let start = format!("mhc-{backend}/kernels/gen/{source}.");
+        files.iter().any(|f| f.path.starts_with(&start))
     };
-    let row = |(forward, backward): (&OpDesc, Option<&OpDesc>)| {
-        let name = forward.name;
+    if plan.launches.iter().all(|l| image(l.source)) { State::Compiled } else { State::Source }
+}
+
+/// Of the CPU every operator is tested: the compiler demands a kernel, and every run of the tests compares it.
+fn support(files: &[File], records: &[Accuracy], cases: &[Case]) -> String {
+    let worst = |pair: &[Option<&OpDesc>], backend: &str, caps: &GpuCaps| {
+        let states = pair.iter().flatten().filter_map(|desc| {
+            let case = cases.iter().find(|c| c.op.desc().name == desc.name && c.dims.tokens > 0)?;
+            Some(state(files, records, case, backend, caps))
+        });
+        states.max().unwrap_or(State::Missing).name().to_string()
+    };
+    let row = |(forward, backward): (&'static OpDesc, Option<&'static OpDesc>)| {
         let both = if backward.is_some() { "forward, backward" } else { "forward" };
-        [&format!("`{name}`"), both, "tested", gpu("mhc-cuda", name), gpu("mhc-hip", name)].map(String::from).to_vec()
+        let gpus = gpus().map(|(backend, caps)| worst(&[Some(forward), backward], backend, &caps));
+        [format!("`{}`", forward.name), both.into(), "tested".into()].into_iter().chain(gpus).collect()
     };
     let mut text = String::new();
     markdown_table(&mut text, &["operator", "", "CPU", "NVIDIA", "AMD"], 5, &pairs().map(row).collect::<Vec<_>>());

@@ -104,10 +104,8 @@ fn files(root: &Path, shell: &Shell) -> Result<Vec<File>> {
     let mut files = Vec::new();
     for path in list.lines().filter(|p| root.join(p).is_file()) {
         let bytes = fs::read(root.join(path)).with_context(|| path.to_string())?;
-        // Pictures and data are not text, and have no rules.
-        if let Ok(text) = String::from_utf8(bytes) {
-            files.push(File { path: path.into(), text });
-        }
+        // Pictures and data are not text, and have no lines to break rules.
+        files.push(File { path: path.into(), text: String::from_utf8(bytes).unwrap_or_default() });
     }
     Ok(files)
 }

@@ -21,17 +21,8 @@ pub fn folders(files: &[File]) -> Vec<String> {
         if name == "mod.rs" && AnyOp::all_descs().iter().all(|d| d.name != op) {
             places.push(format!("{op}: not in the list of {CORE}mod.rs"));
         }
-        let kernel = format!("{CORE}{op}/kernel.cuh");
-        if name == "plan.rs" && !files.iter().any(|f| f.path == kernel) && !launches_others(&file.text) {
-            places.push(format!("{op}: has a plan, but {kernel} is missing"));
-        }
     }
     places
-}
-
-/// Whether a plan launches kernels of other operators' folders.
-fn launches_others(plan: &str) -> bool {
-    plan.contains("super::super::") || plan.contains("crate::ops::") || plan.contains("ops::")
 }
 
 pub fn cases(_: &[File]) -> Vec<String> {
