@@ -144,8 +144,12 @@ fn operators(cases: &[Case]) -> String {
 
 /// A machine of each vendor, for which operators are planned.
 fn gpus() -> [(&'static str, GpuCaps); 2] {
-    let caps = |arch: &str, wave, units| {
-        GpuCaps { arch: arch.into(), wave, units, shared_per_block: 64 << 10, max_threads: 1024 }
+    let caps = |arch: &str, wave, units| GpuCaps {
+        arch: arch.into(),
+        wave,
+        units,
+        shared_per_block: 64 << 10,
+        max_threads: 1024,
     };
     [("cuda", caps("sm_90", 32, 132)), ("hip", caps("gfx942", 64, 304))]
 }
