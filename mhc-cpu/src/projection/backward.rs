@@ -274,15 +274,20 @@ impl Slice<'_> {
             for i in 0..shape.streams {
                 direct.stream(&part, i, shared, d_x);
                 let slice = i * shape.columns * CHANNELS;
-                let next = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
                 // SAFETY: tokens, stream and channels are in range; the buffers have CHANNELS numbers a token, the slices a column.
                 unsafe {
                     part.for_each(
                         #[inline(always)]
                         |t, at| by_rows!(x, x => rows::widen(s, x.at(t).ptr(i, channel), len, staged.as_mut_ptr().add(at))),
                     );
+                    // The part of x that is wanted next: the next stream's, or the first one's of the next tokens.
+                    let (next, stream) = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
+                    let mut ahead = [core::ptr::null(); TOKENS];
+                    for (row, p) in ahead.iter_mut().enumerate() {
+                        *p = x.address((next + row).min(tokens.end - 1), stream, channel);
+                    }
                     for at in (0..len).step_by(V * S::LANES) {
-                        let ahead = Ahead { x, row: next.0, end: tokens.end, i: next.1, c: channel + at };
+                        let ahead = &ahead.map(|p| p.wrapping_add(at * x.size()));
                         let d_phi = d_phi.as_mut_ptr().add(slice + at);
                         let from = staged.as_ptr().add(at);
                         let mut j = 0;
@@ -334,29 +339,7 @@ impl Slice<'_> {
     }
 }
 
-/// The part of x that is wanted next.
-#[derive(Clone, Copy)]
-struct Ahead<'a> {
-    x: Streams<'a>,
-    row: usize,
-    end: usize,
-    i: usize,
-    c: usize,
-}
-
-impl Ahead<'_> {
-    /// Asks for it in the row of another token.
-    ///
-    /// # Safety
-    /// Stream, channel and the tokens below `end` are in range.
-    #[inline(always)]
-    unsafe fn fetch(&self, row: usize) {
-        // SAFETY: the caller's promise.
-        prefetch(unsafe { self.x.address((self.row + row).min(self.end - 1), self.i, self.c) });
-    }
-}
-
-/// `d_phi[j + q][v] += Σ_t d_p[t][j + q]·x[t][v]`.
+/// `d_phi[j + q][v] += Σ_t d_p[t][j + q]·x[t][v]`, while it asks for the lines of `ahead`.
 ///
 /// # Safety
 /// Tokens and columns are in range; `x` has [`CHANNELS`] numbers a token and `d_phi` a column, `V` vectors of them readable.
@@ -368,7 +351,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
     tokens: Range<usize>,
     j: usize,
     d_phi: *mut f32,
-    ahead: Ahead<'_>,
+    ahead: &[*const u8; TOKENS],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -379,7 +362,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
             }
         }
         for (row, t) in tokens.enumerate() {
-            ahead.fetch(row);
+            prefetch(ahead[row % TOKENS]);
             let weights = d_p.ptr(t, j);
             let mut xv = [s.zero(); V];
             for v in 0..V {
