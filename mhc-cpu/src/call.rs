@@ -172,6 +172,14 @@ impl<'a, E: Element> Rows<'a, E> {
         Rows { ptr: unsafe { self.ptr.add(a * s0) }, strides: [s1, s2, 0], ..*self }
     }
 
+    /// Rows of `row` elements, `stride` apart.
+    ///
+    /// # Safety
+    /// Those that are used are readable, and writable if they are written, for `'a`.
+    pub unsafe fn at_address(ptr: *mut E, stride: usize, row: usize) -> Self {
+        Rows { ptr, strides: [stride, 0, 0], row, streamed: false, memory: PhantomData }
+    }
+
     /// The rows from row `a` on.
     ///
     /// # Safety
@@ -213,6 +221,16 @@ impl<'a, E: Element> Rows<'a, E> {
     pub fn tokens(&self, n: usize) -> Self {
         let row = self.strides[0];
         Rows { strides: [n * row, row, 0], ..*self }
+    }
+
+    /// Channels `c .. c + len` of every row; a plain operand, not a streamed one.
+    ///
+    /// # Safety
+    /// They are in range.
+    #[inline(always)]
+    pub unsafe fn channels(&self, c: usize, len: usize) -> Self {
+        // SAFETY: in range by the caller's promise.
+        Rows { ptr: unsafe { self.ptr.add(c) }, row: len, streamed: false, ..*self }
     }
 
     /// Elements of a row.

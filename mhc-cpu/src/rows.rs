@@ -63,6 +63,9 @@ pub(crate) unsafe fn mix_add<S: Simd, E: Lane, B: Lane, O: Lane>(
             if (outs, ins) == (4, 4) {
                 mix_4x4(s, w, a, pb, out);
                 i = 4;
+            } else if (outs, ins) == (1, 4) && pb.is_none() {
+                aggregate_4(s, w, a, out);
+                i = 1;
             }
             while i < outs {
                 let rows = group(outs - i);
@@ -119,6 +122,30 @@ unsafe fn mix_4x4<S: Simd, E: Lane, B: Lane, O: Lane>(
             for i in 0..4 {
                 put(s, out, (i, c), acc[i], n, full);
             }
+        },
+    );
+}
+
+/// [`mix_add`] of four rows to one, weights and addresses in registers.
+#[inline(always)]
+unsafe fn aggregate_4<S: Simd, E: Lane, O: Lane>(s: S, w: &[f32], a: Rows<'_, E>, out: Rows<'_, O>) {
+    let (mut wv, mut rows) = ([s.zero(); 4], [core::ptr::null(); 4]);
+    for j in 0..4 {
+        wv[j] = s.splat(w[j]);
+        // SAFETY: there are four rows by the caller's promise.
+        rows[j] = unsafe { a.ptr(j, 0).cast_const() };
+    }
+    vectors(
+        s,
+        out.len(),
+        #[inline(always)]
+        // SAFETY: `vectors` stays inside the rows.
+        |c, n, full| unsafe {
+            let mut acc = s.zero();
+            for j in 0..4 {
+                acc = s.fma(wv[j], load(s, rows[j].add(c), n, full), acc);
+            }
+            put(s, out, (0, c), acc, n, full);
         },
     );
 }
@@ -420,18 +447,24 @@ pub(crate) unsafe fn widen<S: Simd, E: Lane>(s: S, from: *const E, len: usize, t
     );
 }
 
-/// Rounds `len` numbers of `from` to `to`.
+/// Rounds `from` to row `i` of `to`, `c` channels behind its start, a multiple of the lanes; past the caches if it is streamed.
 ///
 /// # Safety
-/// `to` is writable for `len` elements, `from` is readable for as many, rounded up to whole vectors.
+/// The row has `len` channels from there on; `from` is readable for as many, rounded up to whole vectors.
 #[inline(always)]
-pub(crate) unsafe fn narrow<S: Simd, E: Lane>(s: S, from: *const f32, len: usize, to: *mut E) {
+pub(crate) unsafe fn narrow<S: Simd, E: Lane>(
+    s: S,
+    from: *const f32,
+    len: usize,
+    to: Rows<'_, E>,
+    (i, c): (usize, usize),
+) {
     vectors(
         s,
         len,
         #[inline(always)]
         // SAFETY: `vectors` stays inside the row.
-        |c, n, full| unsafe { store(s, to.add(c), s.load_f32(from.add(c)), n, full) },
+        |k, n, full| unsafe { put(s, to, (i, c + k), s.load_f32(from.add(k)), n, full) },
     );
 }
 

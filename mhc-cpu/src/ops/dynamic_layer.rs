@@ -11,7 +11,7 @@ use super::{
     CpuOp,
     post::{self, MAX_NN, oriented},
     pre::{coeffs, projection},
-    pre_bwd::{Carry, StreamGradient, kept, parts, sums},
+    pre_bwd::{Carry, StreamGradients, kept, parts, sums},
     project::store,
 };
 use crate::{
@@ -71,7 +71,7 @@ impl<E: Lane> SimdFn for Forward<'_, '_, E> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let Forward { layer: Layer { c, layer, x }, tokens: Tokens { range, chunk }, z } = self;
-        let (n, numerics, out) = (c.d.streams, &layer.numerics, c.rows::<E>("out"));
+        let (n, numerics, out) = (c.d.streams, &layer.numerics, c.outputs::<E>("out"));
         // SAFETY: parameters have one row; each block of tokens has its own rows, and each chunk its own part of the scratch.
         unsafe {
             let part = c.scratch(Shape::mixes(&c.d).workspace(c.d.tokens), *chunk, part(layer, &c.d));
@@ -111,7 +111,7 @@ impl CpuOp for DynamicLayerBwd {
                 let inv_rms = Rows::over(c.scratch(parts.end, 0, c.d.tokens), c.d.tokens);
                 let (x, d_out) = (c.rows::<E>("x"), c.rows::<E>("d_out"));
                 let p = projection(c, numerics, None, Streams::of(c, "x"));
-                let (d_x, d_phi) = (Streams::of(c, "d_x"), c.rows("d_phi"));
+                let (d_x, d_phi) = (Streams::outputs(c, "d_x"), c.rows("d_phi"));
                 let backward = Backward { p, d_x, d_phi, d_weight: None, scratch: parts.projection };
                 let norm = Norm { pull, inv_rms };
                 let upstream = backward.upstream(c);
@@ -201,10 +201,10 @@ impl<E: Lane> Direct for Through<'_, E> {
         self.c.simd(AggregateGradient { through: self, part, out });
     }
 
-    fn stream(&self, part: &Part, i: usize, shared: &[f32], out: &mut [f32]) {
+    fn streams(&self, part: &Part, streams: Range<usize>, shared: &[f32], out: &mut [f32]) {
         let (c, orientation, mixes) = (self.c, self.layer.numerics.orientation, self.mixes);
         let (n, carry) = (c.d.streams, Carry::Mixed(self.d_out));
-        c.simd(StreamGradient { n, orientation, mixes, carry, part, i, shared, out });
+        c.simd(StreamGradients { n, orientation, mixes, carry, part, streams, shared, out });
     }
 }
 

@@ -36,7 +36,7 @@ impl CpuOp for Head {
         let p = projection(c, self.rms_eps);
         // SAFETY: the operands were validated, and the scratch is all the projection's.
         by_dtype!(c.act, E => unsafe {
-            p.run(c, &Collapse { c, pre_eps: self.pre_eps as f32, x: c.rows::<E>("x"), out: c.rows::<E>("out") });
+            p.run(c, &Collapse { c, pre_eps: self.pre_eps as f32, x: c.rows::<E>("x"), out: c.outputs::<E>("out") });
         });
     }
 }
@@ -107,7 +107,7 @@ impl CpuOp for HeadBwd {
 
     unsafe fn launch(&self, c: &Call<'_>) {
         let (n, partition, pre_eps) = (c.d.streams, Partition::of(c.d.tokens), self.pre_eps as f32);
-        let (p, d_x, d_phi) = (projection(c, self.rms_eps), Streams::of(c, "d_x"), c.rows("d_phi"));
+        let (p, d_x, d_phi) = (projection(c, self.rms_eps), Streams::outputs(c, "d_x"), c.rows("d_phi"));
         let b = Backward { p, d_x, d_phi, d_weight: None, scratch: sums(&c.d) };
         // SAFETY: the operands were validated; the three parts of the scratch lie behind each other, and a token's rows are its
         // block's alone.
@@ -177,15 +177,15 @@ struct Gate<'a, E> {
 }
 
 impl<E: Lane> Direct for Gate<'_, E> {
-    fn stream(&self, part: &Part, i: usize, _: &[f32], out: &mut [f32]) {
-        self.c.simd(Gated { gate: self, part, i, out });
+    fn streams(&self, part: &Part, streams: Range<usize>, _: &[f32], out: &mut [f32]) {
+        self.c.simd(Gated { gate: self, part, streams, out });
     }
 }
 
 struct Gated<'a, 'b, E> {
     gate: &'a Gate<'b, E>,
     part: &'a Part,
-    i: usize,
+    streams: Range<usize>,
     out: &'a mut [f32],
 }
 
@@ -193,22 +193,14 @@ impl<E: Lane> SimdFn for Gated<'_, '_, E> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Gated { gate: Gate { h, d_out, .. }, part, i, out } = self;
-        part.for_each(
-            #[inline(always)]
-            // SAFETY: tokens and channels are in range, and buffers have room for whole vectors.
-            |t, at| unsafe {
-                let h = s.splat(*h.ptr(t, i));
-                rows::vectors(
-                    s,
-                    part.len,
-                    #[inline(always)]
-                    |c, n, full| {
-                        let g = rows::load(s, d_out.ptr(t, part.channel + c), n, full);
-                        s.store_f32(out.as_mut_ptr().add(at + c), s.mul(h, g));
-                    },
-                );
-            },
-        );
+        let Gated { gate: Gate { h, d_out, .. }, part, streams, out } = self;
+        let out = out.as_mut_ptr();
+        for (row, t) in part.tokens.clone().enumerate() {
+            // SAFETY: tokens, streams and channels are in range, and the buffer has rows for them.
+            unsafe {
+                let (h, d_out) = (&h.row(t)[streams.clone()], d_out.one(t).channels(part.channel, part.len));
+                rows::mix(s, (streams.len(), 1), h, d_out, None, part.rows(out, row));
+            }
+        }
     }
 }

@@ -120,7 +120,7 @@ impl<E: Lane> SimdFn for PostBackward<'_, E> {
         let PostBackward { c, orientation, g, .. } = self;
         let n = c.d.streams;
         let (x, y, mixes) = (c.rows::<E>("x"), c.rows::<E>("y"), c.rows("mixes"));
-        let (d_x, d_y, d_mixes) = (c.rows::<E>("d_x"), c.rows::<E>("d_y"), c.rows("d_mixes"));
+        let (d_x, d_y, d_mixes) = (c.outputs::<E>("d_x"), c.rows::<E>("d_y"), c.rows("d_mixes"));
         let (mut h_res_t, mut d_h_res) = ([0.0; MAX_NN], [0.0; MAX_NN]);
         for t in self.tokens {
             // SAFETY: `t` is in range, its rows have the shapes of the description, and each token is one block's alone.

@@ -88,7 +88,7 @@ impl<E: Lane> SimdFn for Aggregate<'_, '_, E> {
         let Aggregate { half, tokens: Tokens { range, chunk }, z } = self;
         let Half { c, numerics, rms_norm, x, mixes } = half;
         let (n, mix) = (c.d.streams, c.d.mix());
-        let layer_input = c.rows::<E>("layer_input");
+        let layer_input = c.outputs::<E>("layer_input");
         // SAFETY: parameters have one row; each block of tokens has its own rows, and each chunk its own part of the scratch.
         unsafe {
             let part = c.scratch(Shape::mixes(&c.d).workspace(c.d.tokens), *chunk, part(&c.d, numerics));

@@ -31,7 +31,7 @@ impl CpuOp for PreBwd {
                 rms_norm: self.rms_norm.is_some(),
                 x: c.rows::<E>("x"),
                 streams: Streams::of(c, "x"),
-                d_x: Streams::of(c, "d_x"),
+                d_x: Streams::outputs(c, "d_x"),
                 d_mixes: c.rows("d_mixes"),
                 carry: if self.carry { Carry::Mixed(c.rows("d_x_next")) } else { Carry::None },
             };
@@ -195,10 +195,10 @@ impl<E: Lane> Direct for Through<'_, '_, E> {
         self.half.c.simd(AggregateGradient { through: self, part, out });
     }
 
-    fn stream(&self, part: &Part, i: usize, shared: &[f32], out: &mut [f32]) {
+    fn streams(&self, part: &Part, streams: Range<usize>, shared: &[f32], out: &mut [f32]) {
         let Half { c, numerics, carry, .. } = *self.half;
         let (n, orientation, mixes) = (c.d.streams, numerics.orientation, self.mixes);
-        c.simd(StreamGradient { n, orientation, mixes, carry, part, i, shared, out });
+        c.simd(StreamGradients { n, orientation, mixes, carry, part, streams, shared, out });
     }
 }
 
@@ -244,53 +244,51 @@ impl<E: Lane> SimdFn for AggregateGradient<'_, '_, '_, E> {
     }
 }
 
-/// `H_pre_i·d_a` and the carry: what stream `i` gets besides the projection.
-pub(super) struct StreamGradient<'a, E> {
+/// `H_pre_i·d_a` and the carry: what some streams get besides the projection.
+pub(super) struct StreamGradients<'a, E> {
     pub n: usize,
     pub orientation: Orientation,
     pub mixes: Rows<'a, f32>,
     pub carry: Carry<'a, E>,
     pub part: &'a Part,
-    pub i: usize,
+    pub streams: Range<usize>,
     /// d_a, the gradient of the aggregate.
     pub shared: &'a [f32],
     pub out: &'a mut [f32],
 }
 
-impl<E: Lane> SimdFn for StreamGradient<'_, E> {
+impl<E: Lane> SimdFn for StreamGradients<'_, E> {
     type Output = ();
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let StreamGradient { n, orientation, mixes, carry, part, i, shared, out } = self;
-        part.for_each(
-            #[inline(always)]
-            // SAFETY: tokens and channels are in range, and buffers have room for whole vectors.
-            |t, at| unsafe {
-                let mut h_res = [0.0; MAX_STREAMS];
-                for (to, h) in h_res[..n].iter_mut().enumerate() {
-                    *h = *mixes.ptr(t, 2 * n + orientation.index(n, to, i));
-                }
-                let h_pre = s.splat(*mixes.ptr(t, i));
-                rows::vectors(
-                    s,
-                    part.len,
-                    #[inline(always)]
-                    |k, count, full| {
-                        let c = part.channel + k;
-                        let mut sum = s.mul(h_pre, s.load_f32(shared.as_ptr().add(at + k)));
-                        match carry {
-                            Carry::None => {}
-                            Carry::Mixed(g) => {
-                                for (to, h) in h_res[..n].iter().enumerate() {
-                                    sum = s.fma(s.splat(*h), rows::load(s, g.at(t).ptr(to, c), count, full), sum);
-                                }
+        let StreamGradients { n, orientation, mixes, carry, part, streams, shared, out } = self;
+        let (first, count, out) = (streams.start, streams.len(), out.as_mut_ptr());
+        let mut h_res_t = [0.0; 4 * MAX_STREAMS];
+        for (row, t) in part.tokens.clone().enumerate() {
+            // SAFETY: tokens, streams and channels are in range, and the buffers have rows for them.
+            unsafe {
+                let m = mixes.row(t);
+                let (h_pre, out) = (&m[first..streams.end], part.rows(out, row));
+                let d_a = part.row(shared, row);
+                match carry {
+                    Carry::None => rows::mix(s, (count, 1), h_pre, Rows::one_of(d_a), None, out),
+                    Carry::Mixed(g) => {
+                        for (i, from) in streams.clone().enumerate() {
+                            for to in 0..n {
+                                h_res_t[i * n + to] = m[2 * n + orientation.index(n, to, from)];
                             }
-                            Carry::Whole(g) => sum = s.add(sum, rows::load(s, g.at(t).ptr(i, c), count, full)),
                         }
-                        s.store_f32(out.as_mut_ptr().add(at + k), sum);
-                    },
-                );
-            },
-        );
+                        let g = g.at(t).channels(part.channel, part.len);
+                        rows::mix_add(s, (count, n), &h_res_t, g, Some((h_pre, d_a)), out);
+                    }
+                    Carry::Whole(g) => {
+                        for i in 0..count {
+                            let g = g.at(t).one(first + i).channels(part.channel, part.len);
+                            rows::mix_add(s, (1, 1), &[1.0], g, Some((&h_pre[i..], d_a)), out.from(i));
+                        }
+                    }
+                }
+            }
+        }
     }
 }

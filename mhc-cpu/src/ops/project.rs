@@ -74,7 +74,7 @@ impl CpuOp for ProjectBwd {
     unsafe fn launch(&self, c: &Call<'_>) {
         let p = projection(c, self.rms_eps, c.weight("norm_weight"));
         let d_weight = self.norm_weight.then(|| c.rows("d_norm_weight"));
-        let b = Backward { p, d_x: Streams::of(c, "d_x"), d_phi: c.rows("d_phi"), d_weight, scratch: 0 };
+        let b = Backward { p, d_x: Streams::outputs(c, "d_x"), d_phi: c.rows("d_phi"), d_weight, scratch: 0 };
         let [z, inv_rms, d_z] = ["z", "inv_rms", "d_z"].map(|name| c.rows::<f32>(name));
         // SAFETY: the operands were validated, the scratch is all the projection's, and each token's rows are one block's.
         unsafe {

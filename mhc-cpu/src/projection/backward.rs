@@ -10,15 +10,19 @@ use super::{Buffer, Projection, Shape, Streams, by_rows};
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::{Simd, SimdFn, prefetch},
+    simd::{Simd, SimdFn, prefetch_l2},
 };
 
 /// Tokens taken at a time.
 const TOKENS: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Tokens of a register tile of d_x.
 const ROWS: usize = 4;
-/// Channels of a task.
-const CHANNELS: usize = 256;
+/// Channels of a task: pieces of rows that are worth fetching, slices of phi and d_phi that fit into L2.
+const CHANNELS: usize = 512;
+/// Streams whose direct parts are found together, so that each stream of what is mixed back is read once.
+const STREAMS: usize = 4;
 /// Tasks wanted.
 const TASKS: usize = 32;
 /// Tokens that are worth a partial d_phi.
@@ -33,9 +37,10 @@ pub(crate) trait Direct: Sync {
         let _ = (part, out);
     }
 
-    /// Leaves in `out` the part of the gradient of stream `i`; `shared` is what [`shared`](Self::shared) left.
-    fn stream(&self, part: &Part, i: usize, shared: &[f32], out: &mut [f32]) {
-        let _ = (part, i, shared);
+    /// Leaves in `out`, behind each other, the parts of the gradients of some streams, at most [`STREAMS`]; `shared` is what
+    /// [`shared`](Self::shared) left.
+    fn streams(&self, part: &Part, streams: Range<usize>, shared: &[f32], out: &mut [f32]) {
+        let _ = (part, streams, shared);
         out.fill(0.0);
     }
 }
@@ -56,6 +61,20 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// What a buffer holds of token number `row` of the block.
+    pub fn row<'a>(&self, buffer: &'a [f32], row: usize) -> &'a [f32] {
+        &buffer[row * CHANNELS..][..self.len]
+    }
+
+    /// What a buffer for several streams holds of token number `row` of the block: a row of `len` channels for each stream.
+    ///
+    /// # Safety
+    /// Nothing else uses the buffer meanwhile, which has room for every stream that is used.
+    pub unsafe fn rows<'a>(&self, buffer: *mut f32, row: usize) -> Rows<'a, f32> {
+        // SAFETY: the caller's promise.
+        unsafe { Rows::at_address(buffer.add(row * CHANNELS), TOKENS * CHANNELS, self.len) }
+    }
+
     /// Calls `f` with every token and the offset of its numbers in a buffer.
     #[inline(always)]
     pub fn for_each(&self, mut f: impl FnMut(usize, usize)) {
@@ -265,81 +284,68 @@ impl Slice<'_> {
         let Slice { b, direct, upstream, block, tokens, slices: (phi, d_phi) } = self;
         let (shape, x) = (b.p.shape, b.p.x);
         let (channel, len) = (block * CHANNELS, channels(&shape, block));
-        let mut buffers = [const { Buffer::<{ TOKENS * CHANNELS }>::new() }; 3];
-        let [staged, shared, d_x] = buffers.each_mut().map(|buffer| buffer.zeros(TOKENS * CHANNELS));
+        let (mut staged, mut shared) = (Buffer::<{ TOKENS * CHANNELS }>::new(), Buffer::<{ TOKENS * CHANNELS }>::new());
+        let (staged, shared) = (staged.zeros(TOKENS * CHANNELS), shared.zeros(TOKENS * CHANNELS));
+        let mut d_x = Buffer::<{ STREAMS * TOKENS * CHANNELS }>::new();
+        let d_x = d_x.zeros(STREAMS * TOKENS * CHANNELS);
         d_phi.fill(0.0);
         for first in tokens.clone().step_by(TOKENS) {
             let part = Part { tokens: first..(first + TOKENS).min(tokens.end), channel, len };
             direct.shared(&part, shared);
             for i in 0..shape.streams {
-                direct.stream(&part, i, shared, d_x);
+                let group = i / STREAMS * STREAMS;
+                if i == group {
+                    direct.streams(&part, i..shape.streams.min(i + STREAMS), shared, d_x);
+                }
+                let d_x = d_x[(i - group) * TOKENS * CHANNELS..][..TOKENS * CHANNELS].as_mut_ptr();
                 let slice = i * shape.columns * CHANNELS;
+                // The part of x that is wanted next: the next stream's, or the first one's of the next tokens.
+                let (next, stream) = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
+                let mut ahead = [core::ptr::null(); TOKENS];
                 // SAFETY: tokens, stream and channels are in range; the buffers have CHANNELS numbers a token, the slices a column.
                 unsafe {
                     part.for_each(
                         #[inline(always)]
                         |t, at| by_rows!(x, x => rows::widen(s, x.at(t).ptr(i, channel), len, staged.as_mut_ptr().add(at))),
                     );
-                    // The part of x that is wanted next: the next stream's, or the first one's of the next tokens.
-                    let (next, stream) = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
-                    let mut ahead = [core::ptr::null(); TOKENS];
                     for (row, p) in ahead.iter_mut().enumerate() {
                         *p = x.address((next + row).min(tokens.end - 1), stream, channel);
                     }
                     for at in (0..len).step_by(V * S::LANES) {
-                        let ahead = &ahead.map(|p| p.wrapping_add(at * x.size()));
                         let d_phi = d_phi.as_mut_ptr().add(slice + at);
-                        let from = staged.as_ptr().add(at);
+                        let (from, d_p) = (staged.as_ptr().add(at), upstream.d_p);
                         let mut j = 0;
                         while j + Q <= shape.columns {
-                            phi_tile::<S, V, Q>(
-                                s,
-                                from,
-                                upstream.d_p,
-                                part.tokens.clone(),
-                                j,
-                                d_phi.add(j * CHANNELS),
-                                ahead,
-                            );
+                            // Every group of columns asks for another line of what the vectors cover.
+                            let offset = at * x.size() + j / Q * LINE;
+                            phi_tile::<S, V, Q>(s, from, d_p, &part, j, d_phi.add(j * CHANNELS), (&ahead, offset));
                             j += Q;
                         }
                         while j < shape.columns {
-                            phi_tile::<S, V, 1>(
-                                s,
-                                from,
-                                upstream.d_p,
-                                part.tokens.clone(),
-                                j,
-                                d_phi.add(j * CHANNELS),
-                                ahead,
-                            );
+                            let offset = at * x.size();
+                            phi_tile::<S, V, 1>(s, from, d_p, &part, j, d_phi.add(j * CHANNELS), (&ahead, offset));
                             j += 1;
                         }
                         for row in (0..part.tokens.len()).step_by(ROWS) {
                             let rows = first + row..part.tokens.end.min(first + row + ROWS);
+                            let columns = (phi.add(slice + at), shape.columns);
                             let at = row * CHANNELS + at;
-                            let columns = (phi.add(slice + at % CHANNELS), shape.columns);
-                            x_tile::<S, V>(
-                                s,
-                                upstream,
-                                rows,
-                                columns,
-                                staged.as_ptr().add(at),
-                                d_x.as_mut_ptr().add(at),
-                            );
+                            x_tile::<S, V>(s, upstream, rows, columns, staged.as_ptr().add(at), d_x.add(at));
                         }
                     }
                     part.for_each(
                         #[inline(always)]
-                        |t, at| b.d_x.put(s, t, (i, channel, len), d_x.as_ptr().add(at)),
+                        |t, at| b.d_x.put(s, t, (i, channel, len), d_x.add(at)),
                     );
                 }
             }
         }
+        s.fence();
     }
 }
 
-/// `d_phi[j + q][v] += Σ_t d_p[t][j + q]·x[t][v]`, while it asks for the lines of `ahead`.
+/// `d_phi[j + q][v] += Σ_t d_p[t][j + q]·x[t][v]`, while it asks for the lines `offset` behind
+/// `ahead`.
 ///
 /// # Safety
 /// Tokens and columns are in range; `x` has [`CHANNELS`] numbers a token and `d_phi` a column, `V` vectors of them readable.
@@ -348,10 +354,10 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
     s: S,
     x: *const f32,
     d_p: Rows<'_, f32>,
-    tokens: Range<usize>,
+    part: &Part,
     j: usize,
     d_phi: *mut f32,
-    ahead: &[*const u8; TOKENS],
+    (ahead, offset): (&[*const u8; TOKENS], usize),
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -361,9 +367,10 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
                 acc[q][v] = s.load_f32(d_phi.add(q * CHANNELS + v * S::LANES));
             }
         }
-        for (row, t) in tokens.enumerate() {
-            prefetch(ahead[row % TOKENS]);
-            let weights = d_p.ptr(t, j);
+        let (weights, stride) = (d_p.ptr(part.tokens.start, j).cast_const(), d_p.len());
+        for row in 0..part.tokens.len() {
+            prefetch_l2(ahead.get_unchecked(row).wrapping_add(offset));
+            let weights = weights.wrapping_add(row.wrapping_mul(stride));
             let mut xv = [s.zero(); V];
             for v in 0..V {
                 xv[v] = s.load_f32(x.add(row * CHANNELS + v * S::LANES));

@@ -6,7 +6,7 @@ use super::{BLOCK, Buffer, Chunks, MAX_COLUMNS, MAX_LANES, Projection, ROWS, Sha
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::{Simd, SimdFn, prefetch},
+    simd::{Simd, SimdFn, prefetch, prefetch_l2},
 };
 
 /// Columns whose sums are kept at once; a multiple of every tile width.
@@ -168,22 +168,29 @@ unsafe fn block<S: Simd, const Q: usize>(
 ) {
     let (shape, columns) = (p.shape, p.shape.columns.next_multiple_of(Q));
     let block = shape.block(S::LANES, b);
-    let last = b + 1 == shape.blocks(S::LANES);
-    let next = shape.block(S::LANES, if last { 0 } else { b + 1 });
+    let (last, first_row) = (p.tokens - 1, tokens.start);
+    // The next block of K of the same rows, or the first one of the next rows.
+    let wrap = b + 1 == shape.blocks(S::LANES);
+    let (next, next_row) =
+        (shape.block(S::LANES, if wrap { 0 } else { b + 1 }), if wrap { first_row + TOKENS } else { first_row });
     let mut staged = core::mem::MaybeUninit::<[f32; ROWS * BLOCK * MAX_LANES]>::uninit();
     let staged = staged.as_mut_ptr().cast::<f32>();
     for t in (0..tokens.len()).step_by(ROWS) {
-        let (mut x, mut ahead) = ([core::ptr::null(); ROWS], [core::ptr::null(); ROWS]);
+        let mut x = [core::ptr::null(); ROWS];
+        let mut ahead = [Ahead { near: core::ptr::null(), far: core::ptr::null(), step: S::LANES * p.x.size() }; ROWS];
         let mut square_rows = [core::ptr::null_mut(); ROWS];
         for r in 0..ROWS {
             // Rows beyond the last are computed from the last, and not used.
-            let row = tokens.start + (t + r).min(tokens.len() - 1);
-            let next_row = if last { (row + TOKENS).min(p.tokens - 1) } else { row };
+            let row = first_row + (t + r).min(tokens.len() - 1);
             // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors a row.
             unsafe {
-                let channels = (block.stream, block.channel, block.len);
-                x[r] = p.x.widened(s, row, channels, staged.add(r * BLOCK * S::LANES));
-                ahead[r] = p.x.address(next_row, next.stream, next.channel);
+                x[r] = p.x.widened(s, row, (block.stream, block.channel, block.len), staged.add(r * BLOCK * S::LANES));
+                ahead[r].far = p.x.address((next_row + t + r).min(last), next.stream, next.channel);
+                ahead[r].near = if t + ROWS < tokens.len() {
+                    p.x.address((row + ROWS).min(last), block.stream, block.channel)
+                } else {
+                    p.x.address((next_row + r).min(last), next.stream, next.channel)
+                };
             }
             square_rows[r] = square_sums[(t + r) * S::LANES..].as_mut_ptr();
         }
@@ -192,8 +199,7 @@ unsafe fn block<S: Simd, const Q: usize>(
             squares(s, x, block.vectors, square_rows);
             for g in groups.clone() {
                 let slice = (block.before * columns + g * block.vectors * Q) * S::LANES;
-                let ahead = (ahead[g % ROWS], S::LANES * p.x.size());
-                let acc = tile::<S, Q>(s, x, panel.0.add(slice), block.vectors, ahead);
+                let acc = tile::<S, Q>(s, x, panel.0.add(slice), block.vectors, ahead[g % ROWS]);
                 for r in 0..ROWS {
                     let row = ((t + r) * groups.len() + g - groups.start) * Q;
                     for q in 0..Q {
@@ -206,7 +212,17 @@ unsafe fn block<S: Simd, const Q: usize>(
     }
 }
 
-/// The register tile: `acc[r][q] = Σ_v x_r[v]·phi[v][q]`, while it asks for `step` bytes a vector from `ahead` on.
+/// What a tile asks for while it multiplies, one row of x a group of columns: the next tile's rows to L1, those of the next block of K
+/// to L2. The hardware fetches ahead within a page, and a block of K ends before it has seen much of one.
+#[derive(Clone, Copy)]
+struct Ahead {
+    near: *const u8,
+    far: *const u8,
+    /// Bytes a vector.
+    step: usize,
+}
+
+/// The register tile: `acc[r][q] = Σ_v x_r[v]·phi[v][q]`.
 ///
 /// # Safety
 /// Every row of `x` is readable for `vectors` vectors, `phi` for Q times as many.
@@ -216,11 +232,12 @@ unsafe fn tile<S: Simd, const Q: usize>(
     x: [*const f32; ROWS],
     phi: *const f32,
     vectors: usize,
-    (ahead, step): (*const u8, usize),
+    ahead: Ahead,
 ) -> [[S::V; Q]; ROWS] {
     let mut acc = [[s.zero(); Q]; ROWS];
     for v in 0..vectors {
-        prefetch(ahead.wrapping_add(v * step));
+        prefetch(ahead.near.wrapping_add(v * ahead.step));
+        prefetch_l2(ahead.far.wrapping_add(v * ahead.step));
         // SAFETY: `v < vectors`.
         unsafe {
             let mut xv = [s.zero(); ROWS];

@@ -247,6 +247,15 @@ impl<'a> Streams<'a> {
         }
     }
 
+    /// The output called `name`, which the launch does not read back.
+    pub fn outputs(c: &'a Call<'_>, name: &str) -> Self {
+        match c.act {
+            DType::F32 => Self::F32(c.outputs(name)),
+            DType::Bf16 => Self::Bf16(c.outputs(name)),
+            DType::F16 => Self::F16(c.outputs(name)),
+        }
+    }
+
     /// Address of an element.
     ///
     /// # Safety
@@ -287,14 +296,14 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Rounds `len` channels to the element type.
+    /// Rounds `len` channels to the element type; `c` is a multiple of the lanes.
     ///
     /// # Safety
     /// Token, stream and channels are in range and no one else's; `from` is readable for `len` numbers, rounded up to whole vectors.
     #[inline(always)]
     unsafe fn put<S: Simd>(&self, s: S, t: usize, (i, c, len): (usize, usize, usize), from: *const f32) {
         // SAFETY: the caller's promise.
-        unsafe { by_rows!(self, x => rows::narrow(s, from, len, x.at(t).ptr(i, c))) }
+        unsafe { by_rows!(self, x => rows::narrow(s, from, len, x.at(t), (i, c))) }
     }
 }
 

@@ -155,13 +155,25 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
-/// Asks for the cache line at `p`, which need not be readable.
+/// Asks for the cache line at `p`, which need not be readable, to be brought to L1.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: part of every x86-64; a prefetch never faults.
     unsafe {
         core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(p.cast())
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Asks for the cache line at `p`, which need not be readable, to be brought to L2.
+#[inline(always)]
+pub(crate) fn prefetch_l2(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; a prefetch never faults.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T1 }>(p.cast())
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
