@@ -231,7 +231,8 @@ fn print(f: &Findings) {
     header.extend(["plain", "HC", "mHC", "plain bwd", "HC bwd", "mHC bwd"]);
     let row = |l: usize| {
         let mhc = &f.kinds[2].sub_layers[l];
-        let mut cells = vec![(l + 1).to_string(), if l % 2 == 0 { "attention" } else { "feed-forward" }.into()];
+        let mut cells =
+            vec![(l + 1).to_string(), if l.is_multiple_of(2) { "attention" } else { "feed-forward" }.into()];
         cells.extend([mhc.forward_us, mhc.forward_gb_s, mhc.backward_us, mhc.backward_gb_s].map(|v| format!("{v:.1}")));
         cells.extend(f.kinds.iter().map(|k| format!("{:.3}", k.sub_layers[l].forward_gain.largest)));
         cells.extend(f.kinds.iter().map(|k| format!("{:.3}", k.sub_layers[l].backward_gain.largest)));

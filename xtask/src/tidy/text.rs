@@ -7,7 +7,7 @@ const MAX_LINES: usize = 500;
 /// Lines between an `unsafe` and the end of its SAFETY comment: a statement may begin above the block.
 const REACH: usize = 6;
 
-fn sources<'a>(files: &'a [File]) -> impl Iterator<Item = &'a File> {
+fn sources(files: &[File]) -> impl Iterator<Item = &File> {
     files.iter().filter(|f| f.is(SOURCES))
 }
 
