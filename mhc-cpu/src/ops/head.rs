@@ -92,7 +92,7 @@ impl<E: Lane> SimdFn for Weighted<'_, '_, E> {
 
 /// Bytes of the partial sums of `[d_scale | d_bias n]`, behind which the rest of the gradient's scratch begins.
 fn sums(d: &Dims) -> usize {
-    Partition::of(d.tokens).bytes(1 + d.streams)
+    Partition::of(d.tokens).bytes(1 + d.streams).next_multiple_of(64)
 }
 
 /// Bytes before the weights `[T, n]` of the streams, which come last.

@@ -74,7 +74,7 @@ pub(super) fn sums(d: &Dims) -> usize {
 
 /// The parts where a block of tokens keeps `kept` numbers.
 pub(super) fn parts(d: &Dims, kept: usize) -> Parts {
-    let projection = Partition::of(d.tokens).bytes(kept);
+    let projection = Partition::of(d.tokens).bytes(kept).next_multiple_of(64);
     let mixes = projection + Shape::mixes(d).backward_workspace(d.tokens);
     let pull = mixes + d.tokens * d.mix() * size_of::<f32>();
     Parts { projection, mixes, pull, end: pull + d.tokens * size_of::<f32>() }

@@ -116,7 +116,8 @@ impl Shape {
         let cut = Cut::new(self, tokens);
         let slices = cut.blocks * CHANNELS * self.streams * self.columns;
         let shrink = tokens * self.columns;
-        let phi = shrink + tokens;
+        // Vectors must not cross cache lines.
+        let phi = (shrink + tokens).next_multiple_of(LINE / size_of::<f32>());
         let partials = phi + slices;
         Scratch { shrink, phi, partials, end: partials + cut.chunks * slices }
     }
@@ -171,7 +172,7 @@ impl Backward<'_> {
     /// The upstream gradient, to be set for every token before [`run`](Self::run).
     ///
     /// # Safety
-    /// The scratch of `c` has [`Shape::backward_workspace`] bytes from `scratch` on, a multiple of 4, that nothing else uses.
+    /// The scratch of `c` has [`Shape::backward_workspace`] bytes from `scratch` on, a multiple of 64, that nothing else uses.
     pub unsafe fn upstream<'c>(&self, c: &'c Call<'_>) -> Upstream<'c> {
         let (shape, tokens) = (self.p.shape, c.d.tokens);
         let at = shape.backward_scratch(tokens);

@@ -1,6 +1,6 @@
 //! Up to [`TOKENS`] tokens: phi where it lies, its columns shared out over the threads.
 
-use super::{BLOCK, Block, MAX_LANES, Projection, ROWS, Step, TOKENS, Tokens, squares};
+use super::{BLOCK, Block, Buffer, MAX_LANES, Projection, ROWS, Step, TOKENS, Tokens, squares};
 use crate::{
     call::{Call, Rows},
     rows,
@@ -71,8 +71,8 @@ impl Group<'_> {
         let Group { p, first, .. } = *self;
         let shape = p.shape;
         let mut total = [[s.zero(); COLUMNS]; R];
-        let mut staged = core::mem::MaybeUninit::<[f32; ROWS * BLOCK * MAX_LANES]>::uninit();
-        let staged = staged.as_mut_ptr().cast::<f32>();
+        let mut staged = Buffer::<{ ROWS * BLOCK * MAX_LANES }>::new();
+        let staged = staged.as_mut_ptr();
         for b in 0..shape.blocks(S::LANES) {
             let block = shape.block(S::LANES, b);
             let k = block.stream * shape.channels + block.channel;
@@ -151,7 +151,7 @@ impl SimdFn for Rms<'_> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let shape = self.p.shape;
-        let mut staged = core::mem::MaybeUninit::<[f32; BLOCK * MAX_LANES]>::uninit();
+        let mut staged = Buffer::<{ BLOCK * MAX_LANES }>::new();
         for (t, rho) in self.rho.iter_mut().enumerate() {
             let mut sum = [0.0f32; MAX_LANES];
             for b in 0..shape.blocks(S::LANES) {
@@ -159,7 +159,7 @@ impl SimdFn for Rms<'_> {
                 // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors, and `sum` one.
                 unsafe {
                     let channels = (block.stream, block.channel, block.len);
-                    let x = self.p.x.widened(s, t, channels, staged.as_mut_ptr().cast());
+                    let x = self.p.x.widened(s, t, channels, staged.as_mut_ptr());
                     squares(s, [x], block.vectors, [sum.as_mut_ptr()]);
                 }
             }

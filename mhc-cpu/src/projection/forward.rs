@@ -126,15 +126,16 @@ impl Product<'_> {
     fn width<S: Simd, const Q: usize>(self, s: S) {
         let Product { p, panel, tokens, z, rho } = self;
         let (shape, columns) = (p.shape, p.shape.columns);
-        let (mut sums, mut square_sums) = (Buffer::<{ TOKENS * PANEL * MAX_LANES }>::new(), [0.0; TOKENS * MAX_LANES]);
+        let mut sums = Buffer::<{ TOKENS * PANEL * MAX_LANES }>::new();
+        let mut square_sums = Buffer::<{ TOKENS * MAX_LANES }>::new();
         for first in (0..columns).step_by(PANEL) {
             let here = (columns - first).min(PANEL);
             let groups = first / Q..(first + here).div_ceil(Q);
             let sums = sums.zeros(TOKENS * groups.len() * Q * S::LANES);
-            square_sums.fill(0.0);
+            let square_sums = square_sums.zeros(TOKENS * S::LANES);
             for b in 0..shape.blocks(S::LANES) {
                 // SAFETY: block and groups are in range; `sums` has room for the groups of every row.
-                unsafe { block::<S, Q>(s, p, panel, tokens.clone(), b, groups.clone(), sums, &mut square_sums) };
+                unsafe { block::<S, Q>(s, p, panel, tokens.clone(), b, groups.clone(), sums, square_sums) };
             }
             for t in 0..tokens.len() {
                 // SAFETY: each row has its sums of squares, and of every column.
@@ -173,8 +174,8 @@ unsafe fn block<S: Simd, const Q: usize>(
     let wrap = b + 1 == shape.blocks(S::LANES);
     let (next, next_row) =
         (shape.block(S::LANES, if wrap { 0 } else { b + 1 }), if wrap { first_row + TOKENS } else { first_row });
-    let mut staged = core::mem::MaybeUninit::<[f32; ROWS * BLOCK * MAX_LANES]>::uninit();
-    let staged = staged.as_mut_ptr().cast::<f32>();
+    let mut staged = Buffer::<{ ROWS * BLOCK * MAX_LANES }>::new();
+    let staged = staged.as_mut_ptr();
     for t in (0..tokens.len()).step_by(ROWS) {
         let mut x = [core::ptr::null(); ROWS];
         let mut ahead = [Ahead { near: core::ptr::null(), far: core::ptr::null(), step: S::LANES * p.x.size() }; ROWS];
