@@ -146,7 +146,15 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let stale: Vec<&Job> = all.iter().filter(wanted).filter(|j| !current(j)).collect();
     if args.fresh {
-        let files: Vec<_> = stale.iter().map(|job| job.file()).collect();
+        // A source without any image is one that has not been built yet: its kernels are compiled by NVRTC at run time.
+        let (none, files): (Vec<&Job>, Vec<&Job>) =
+            stale.into_iter().partition(|j| old.images.values().all(|i| i.source != j.source.name));
+        let mut sources: Vec<_> = none.iter().map(|job| job.source.name).collect();
+        sources.dedup();
+        if !sources.is_empty() {
+            println!("no images in the package yet, compiled at run time: {}", sources.join(", "));
+        }
+        let files: Vec<_> = files.iter().map(|job| job.file()).collect();
         ensure!(
             files.is_empty(),
             "run `cargo xtask kernels` and commit the result; changed:\n  {}",
