@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long)]
     op: Option<String>,
     /// How much is run
-    #[arg(long, value_enum, default_value_t = Level::Full)]
+    #[arg(long, value_enum, default_value_t = Level::Smoke)]
     level: Level,
 }
 
