@@ -18,6 +18,9 @@ fn device() -> (Fake, Arc<GpuDevice<Fake>>) {
     (fake, Arc::new(device))
 }
 
+/// What `post` loads: its entry over vectors, and the one for operands that do not lie as those want.
+const POST_ENTRIES: usize = 2;
+
 fn post(tokens: usize) -> Problem {
     Problem::new(Post::default(), Dims::new(tokens, 4, 64), DType::Bf16)
 }
@@ -39,7 +42,7 @@ fn loads_each_image_once_whatever_the_sizes() {
     for tokens in [3, 3, 17, 0, 1] {
         run_post(&stream, &post(tokens)).unwrap();
     }
-    assert_eq!((fake.count("load"), fake.count("function"), fake.count("launch")), (1, 1, 4));
+    assert_eq!((fake.count("load"), fake.count("function"), fake.count("launch")), (1, POST_ENTRIES, 4));
 }
 
 #[test]
@@ -51,7 +54,7 @@ fn threads_share_what_is_loaded() {
             scope.spawn(move || (1..50).for_each(|tokens| run_post(&stream, &post(tokens)).unwrap()));
         }
     });
-    assert_eq!((fake.count("load"), fake.count("function"), fake.count("launch")), (1, 1, 4 * 49));
+    assert_eq!((fake.count("load"), fake.count("function"), fake.count("launch")), (1, POST_ENTRIES, 4 * 49));
 }
 
 #[test]
@@ -60,7 +63,7 @@ fn remembers_a_bounded_number_of_problems() {
     for tokens in 1..10_000 {
         device.kernel(&post(tokens)).unwrap();
     }
-    assert_eq!(fake.count("function"), 1);
+    assert_eq!(fake.count("function"), POST_ENTRIES);
     let (a, b) = (device.kernel(&post(9_999)).unwrap(), device.kernel(&post(9_999)).unwrap());
     assert!(Arc::ptr_eq(&a, &b), "the same problem is not planned again");
 }
@@ -320,7 +323,8 @@ fn every_plan_launches_what_is_compiled_within_the_limits() {
                 for arg in &l.args {
                     match *arg {
                         Arg::Slot(slot) | Arg::Stride(slot, _) => assert!(slot < slots, "{what}"),
-                        Arg::Workspace(offset) => assert!(offset < plan.workspace, "{what}"),
+                        // What has no elements, as partial sums for T = 0, may begin where the scratch ends.
+                        Arg::Workspace(offset) => assert!(offset <= plan.workspace, "{what}"),
                         _ => {}
                     }
                 }
