@@ -21,7 +21,7 @@ const ROTATED: u64 = 256 << 20;
 /// Something with a time: launches that follow each other.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// `post.fwd/bf16/fromto/T2048.n4.C2048`.
+    /// `post.fwd/bf16/T2048.n4.C2048`; without attributes, since a suite has one problem of a name, and criterion cuts off long ones.
     pub id: String,
     /// What is launched, in order.
     pub steps: Vec<Problem>,
@@ -46,7 +46,12 @@ pub fn suite(op: Option<&str>) -> Vec<Bench> {
         seen.push(name);
         for (act, shape) in DType::ALL[..2].iter().flat_map(|act| SHAPES.map(|shape| (*act, shape))) {
             let problem = Problem { dims: sizes(&case.op, shape), op: case.op.clone(), act };
-            let bench = Bench { id: problem.to_string(), steps: vec![problem.clone()] };
+            let direction = match name.strip_suffix("_bwd") {
+                Some(name) => format!("{name}.bwd"),
+                None => format!("{name}.fwd"),
+            };
+            let id = format!("{direction}/{act}/{}", problem.dims);
+            let bench = Bench { id, steps: vec![problem.clone()] };
             if (act == DType::F32 || problem.has_streams()) && benches.iter().all(|b| b.id != bench.id) {
                 benches.push(bench);
             }
