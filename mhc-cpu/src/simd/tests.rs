@@ -1,6 +1,6 @@
 //! Every level rounds and widens as the `half` crate does, on every pattern of the upper 16 bits.
 
-use mhc_core::{Element, bf16, f16};
+use mhc_core::{bf16, f16};
 
 use super::{Lane, Level, Simd, SimdFn};
 
