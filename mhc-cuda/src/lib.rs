@@ -2,7 +2,7 @@
 //!
 //! Layers, bottom up: `api` (the driver's functions), `probe` (what devices there are), `context` (one device, bound to the calling
 //! thread for each call), `memory`, [`images`] (which kernel image a device is given), `driver` (what the shared
-//! [`GpuDevice`](mhc_core::gpu::GpuDevice) asks of a driver).
+//! [`GpuDevice`] asks of a driver).
 //!
 //! | variable | meaning |
 //! |---|---|
