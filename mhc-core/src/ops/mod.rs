@@ -1,5 +1,5 @@
 //! The operators. One folder each: `mod.rs` (attributes, description, cases), `reference.rs` (forward and backward, generic over
-//! [`Real`](crate::Real)).
+//! [`Real`]).
 
 use crate::{Case, Cost, DType, Dims, Inputs, Level, Op, OpDesc, Outputs, Real, Result, Tolerance, gpu};
 
