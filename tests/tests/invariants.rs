@@ -45,9 +45,13 @@ fn rows_and_columns_sum_to_one() -> Result<()> {
                 for i in 0..n {
                     let row: f64 = m[i * n..][..n].iter().sum();
                     let column: f64 = (0..n).map(|k| m[k * n + i]).sum();
-                    // ε of 1e-5 and less is in what is divided by; 20 iterations leave the rest.
-                    assert!((row - 1.0).abs() < 5e-5, "{name} n = {n}, token {t}: row {i} sums to {row}");
-                    assert!((column - 1.0).abs() < 5e-5, "{name} n = {n}, token {t}: column {i} sums to {column}");
+                    // The last half-step's sums are exact but for ε; at σ = 1 twenty iterations leave up to 5e-5 in the others'.
+                    let (last, other) = match numerics.sinkhorn.order {
+                        Order::ColumnsFirst => (row, column),
+                        Order::RowsFirst => (column, row),
+                    };
+                    assert!((last - 1.0).abs() < 1e-5, "{name} n = {n}, token {t}: last line {i} sums to {last}");
+                    assert!((other - 1.0).abs() < 5e-5, "{name} n = {n}, token {t}: other line {i} sums to {other}");
                 }
             }
         }
