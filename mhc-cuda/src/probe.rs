@@ -5,7 +5,10 @@ use core::ffi::c_int;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use mhc_core::{DeviceId, DeviceInfo, Missing, Result, gpu::GpuCaps};
 
-use crate::api::{Api, decimal};
+use crate::{
+    api::{Api, decimal},
+    images,
+};
 
 /// Every device, or why there is none.
 pub(crate) fn find() -> Result<Vec<DeviceInfo>, Missing> {
@@ -50,6 +53,7 @@ pub(crate) fn describe(api: &Api, ordinal: c_int) -> Result<DeviceInfo> {
         units: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_per_block: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         max_threads: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+        tuned: images::tuned(10 * major + minor),
     };
     let mut memory = 0;
     // SAFETY: a place for one size.

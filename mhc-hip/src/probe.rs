@@ -33,6 +33,7 @@ fn describe(hip: &Api, ordinal: c_int) -> Result<DeviceInfo, Missing> {
         units: value(hip, attribute::MULTIPROCESSOR_COUNT, ordinal)?,
         shared_per_block: value(hip, attribute::MAX_SHARED_MEMORY_PER_BLOCK, ordinal)?,
         max_threads: value(hip, attribute::MAX_THREADS_PER_BLOCK, ordinal)?,
+        tuned: Vec::new(),
     };
     let mut memory = 0;
     // SAFETY: `memory` is a place for one size, and the ordinal is in range.

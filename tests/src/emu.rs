@@ -107,7 +107,14 @@ impl EmuDriver {
         };
         let server = Mutex::new(Server { process, to: BufWriter::new(to), from: BufReader::new(from) });
         // As small as the smallest device that is served, so that no plan leans on more.
-        let caps = GpuCaps { arch: "emu".into(), wave, units: 4, shared_per_block: 64 << 10, max_threads: 1024 };
+        let caps = GpuCaps {
+            arch: "emu".into(),
+            wave,
+            units: 4,
+            shared_per_block: 64 << 10,
+            max_threads: 1024,
+            tuned: Vec::new(),
+        };
         let info = DeviceInfo {
             id: DeviceId { backend: "emu", ordinal: wave },
             name: format!("host emulator, wave {wave}"),

@@ -8,8 +8,14 @@ use mhc_core::{
 
 /// The smallest devices of either kind.
 fn devices() -> [GpuCaps; 2] {
-    let caps =
-        |arch: &str, wave| GpuCaps { arch: arch.into(), wave, units: 1, shared_per_block: 48 << 10, max_threads: 1024 };
+    let caps = |arch: &str, wave| GpuCaps {
+        arch: arch.into(),
+        wave,
+        units: 1,
+        shared_per_block: 48 << 10,
+        max_threads: 1024,
+        tuned: Vec::new(),
+    };
     [caps("sm_80", 32), caps("gfx90a", 64)]
 }
 

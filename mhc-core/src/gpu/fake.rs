@@ -31,7 +31,14 @@ pub struct Fake {
 
 impl Fake {
     pub fn new() -> Self {
-        let caps = GpuCaps { arch: "sm_90".into(), wave: 32, units: 132, shared_per_block: 232_448, max_threads: 1024 };
+        let caps = GpuCaps {
+            arch: "sm_90".into(),
+            wave: 32,
+            units: 132,
+            shared_per_block: 232_448,
+            max_threads: 1024,
+            tuned: Vec::new(),
+        };
         let id = DeviceId { backend: "fake", ordinal: 0 };
         let info = DeviceInfo {
             id,

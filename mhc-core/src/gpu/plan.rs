@@ -1,7 +1,7 @@
 //! Launch plans: pure data, made without a device, so that every decision can be tested on any machine.
 
-use super::Entry;
-use crate::{Axis, DType, Dims, OpDesc};
+use super::{Entry, Scratch};
+use crate::{Axis, DType, Dims, OpDesc, Slot};
 
 /// What plans depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,22 @@ pub struct GpuCaps {
     pub shared_per_block: u32,
     /// Threads that one block may have.
     pub max_threads: u32,
+    /// Kernels that the backend brings for this device besides the portable ones, each with its source. Plans look here by the
+    /// kernel's name and know nothing of the device otherwise.
+    pub tuned: Vec<(&'static str, Entry)>,
+}
+
+impl GpuCaps {
+    /// The tuned kernel of this name that is made for just these streams, or for any if `streams` is 0, and its source.
+    pub fn tuned(&self, kernel: &str, dtype: DType, streams: usize) -> Option<(&'static str, Entry)> {
+        let serves = |e: &Entry| e.kernel == kernel && e.dtype == dtype && e.streams as usize == streams;
+        self.tuned.iter().find(|(_, entry)| serves(entry)).copied()
+    }
+
+    /// The device without its tuned kernels.
+    pub fn portable(&self) -> Self {
+        Self { tuned: Vec::new(), ..self.clone() }
+    }
 }
 
 /// The launches of one call, in order.
@@ -42,13 +58,38 @@ impl Plan {
     pub fn in_vectors(desc: &OpDesc, d: &Dims, act: DType, launches: Vec<Launch>, workspace: usize) -> Self {
         let any = |l: &Launch| Launch { entry: l.entry.any(), ..l.clone() };
         let others = Self::new(launches.iter().map(any).collect(), workspace);
+        Self::new(launches, workspace).or_any(desc, d, act, others)
+    }
+
+    /// What `make` plans with the device's tuned kernels where the rows of every operand suit vectors, and with the portable ones, in
+    /// their other form, where they do not.
+    pub fn tuned(
+        desc: &OpDesc,
+        d: &Dims,
+        act: DType,
+        caps: &GpuCaps,
+        make: impl Fn(&GpuCaps, &mut Scratch) -> Vec<Launch>,
+    ) -> Self {
+        let plan = |caps: &GpuCaps| {
+            let mut scratch = Scratch::default();
+            let launches = make(caps, &mut scratch);
+            Self::new(launches, scratch.bytes())
+        };
+        let mut others = plan(&caps.portable());
+        others.launches.iter_mut().for_each(|l| l.entry = l.entry.any());
+        plan(caps).or_any(desc, d, act, others)
+    }
+
+    /// This plan where rows are made of vectors, else the other.
+    fn or_any(self, desc: &OpDesc, d: &Dims, act: DType, others: Self) -> Self {
         if !(d.channels * act.size()).is_multiple_of(16) {
             return others;
         }
+        let in_rows = |s: &Slot| matches!(s.axes.last(), Some(Axis::C | Axis::K));
         let slots = desc.slots.iter().enumerate();
-        let vectors = slots.filter(|(_, s)| s.axes.last() == Some(&Axis::C)).map(|(i, _)| i).collect();
-        let fallback = Some(Fallback { vectors, launches: others.launches });
-        Self { fallback, ..Self::new(launches, workspace) }
+        let vectors = slots.filter(|(_, s)| in_rows(s)).map(|(i, _)| i).collect();
+        let workspace = self.workspace.max(others.workspace);
+        Self { workspace, fallback: Some(Fallback { vectors, launches: others.launches }), ..self }
     }
 }
 

@@ -289,6 +289,7 @@ fn all_caps() -> Vec<GpuCaps> {
         units,
         shared_per_block,
         max_threads: 1024,
+        tuned: Vec::new(),
     };
     vec![
         caps("sm_80", 32, 108, 166_912),

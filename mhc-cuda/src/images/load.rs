@@ -6,7 +6,7 @@ use std::io::Read;
 use mhc_core::{DType, gpu::HEADERS};
 use ruzstd::decoding::StreamingDecoder;
 
-use super::{IMAGES, Image, WAVE, cache::Cache, choose::candidates, options, sources};
+use super::{IMAGES, Image, WAVE, cache::Cache, choose::candidates, options, sources, targets::native};
 use crate::nvrtc::{Format, Nvrtc, Unit};
 
 /// An image to try.
@@ -93,7 +93,7 @@ impl Attempts {
         let nvrtc = Nvrtc::find().map_err(|e| format!("NVRTC: {e}"))?;
         let source = sources().find(|s| s.name == self.source);
         let source = source.ok_or_else(|| format!("NVRTC: there is no source `{}`", self.source))?;
-        let target = format!("sm_{}", self.capability);
+        let target = native(source, self.capability);
         let (options, text) = (options(&target), source.translation_unit(self.dtype, WAVE));
         let (major, minor) = nvrtc.version();
         let name = format!("NVRTC {major}.{minor} for {target}");

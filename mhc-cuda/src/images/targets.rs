@@ -1,8 +1,12 @@
 //! What is compiled, for which architectures, and how.
 
-use mhc_core::{gpu::Source, ops};
+use mhc_core::{
+    gpu::{Entry, Source},
+    ops,
+};
 
-/// Sources tuned for one architecture.
+/// Sources that use what not every device has; `arch` of their entries says what: `sm80` for all of compute capability 8.0 and
+/// above, `sm90a` for 9.0 alone. Plans find their kernels by name in [`GpuCaps::tuned`](mhc_core::gpu::GpuCaps::tuned).
 const TUNED: &[Source] = &[];
 
 /// The lanes of a warp.
@@ -13,18 +17,41 @@ pub const WAVE: u32 = 32;
 /// `compute_80`, NVIDIA's assembly, for whatever else there is or comes.
 const PORTABLE: [&str; 6] = ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_80"];
 
-/// Every device source: the portable ones, and those tuned for one architecture.
+/// Every device source: the portable ones, and the tuned ones.
 pub fn sources() -> impl Iterator<Item = &'static Source> {
     ops::SOURCES.iter().chain(TUNED)
 }
 
 /// What a source is compiled for: as `nvrtc` names it, `sm_90` or `compute_80`.
 pub fn targets(source: &Source) -> Vec<String> {
-    // `sm90a`, as the entries have it at their end, is `sm_90a`.
-    match (source.entries)().first().map_or("", |e| e.arch).strip_prefix("sm") {
-        Some(arch) => vec![format!("sm_{arch}")],
-        None => PORTABLE.map(String::from).to_vec(),
+    let (arch, only) = requirement(source);
+    if only {
+        return vec![format!("sm_{arch}a")];
     }
+    let capability = |target: &str| target.rsplit('_').next().and_then(|n| n.parse::<u32>().ok());
+    PORTABLE.into_iter().filter(|target| capability(target) >= Some(arch)).map(String::from).collect()
+}
+
+/// What NVRTC is asked for on a device of this compute capability.
+pub(crate) fn native(source: &Source, capability: u32) -> String {
+    let only = if requirement(source).1 { "a" } else { "" };
+    format!("sm_{capability}{only}")
+}
+
+/// The lowest compute capability that a source runs on, and whether it runs on that alone.
+fn requirement(source: &Source) -> (u32, bool) {
+    let arch = (source.entries)().first().map_or("", |e| e.arch);
+    let number = arch.trim_start_matches("sm").trim_end_matches('a');
+    (number.parse().unwrap_or(0), arch.ends_with('a'))
+}
+
+/// The entries of the tuned sources that run on a device of this compute capability, with their sources.
+pub fn tuned(capability: u32) -> Vec<(&'static str, Entry)> {
+    let runs = |source: &&Source| match requirement(source) {
+        (arch, true) => capability == arch,
+        (arch, false) => capability >= arch,
+    };
+    TUNED.iter().filter(runs).flat_map(|s| (s.entries)().into_iter().map(|e| (s.name, e))).collect()
 }
 
 /// The compiler's options for a target.

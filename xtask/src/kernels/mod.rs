@@ -326,8 +326,14 @@ mod tests {
     fn every_launch_has_as_many_arguments_as_its_entry_takes() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER);
         let manifest = read_manifest(&folder).unwrap();
-        let caps =
-            GpuCaps { arch: "sm_90".into(), wave: WAVE, units: 132, shared_per_block: 232_448, max_threads: 1024 };
+        let caps = GpuCaps {
+            arch: "sm_90".into(),
+            wave: WAVE,
+            units: 132,
+            shared_per_block: 232_448,
+            max_threads: 1024,
+            tuned: Vec::new(),
+        };
         let mut checked = 0;
         for case in AnyOp::all_cases(Level::Full) {
             for act in DType::ALL {

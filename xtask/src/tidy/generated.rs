@@ -150,6 +150,7 @@ fn gpus() -> [(&'static str, GpuCaps); 2] {
         units,
         shared_per_block: 64 << 10,
         max_threads: 1024,
+        tuned: Vec::new(),
     };
     [("cuda", caps("sm_90", 32, 132)), ("hip", caps("gfx942", 64, 304))]
 }

@@ -51,7 +51,7 @@ pub(in crate::ops) fn forward_launches(
         operands.z = scratch.rows(d.tokens, mix);
         operands.inv_rms = Ref::Absent(0);
     }
-    let mut launches = project::forward_launches(desc, op.numerics.rms_eps, d, act, &operands, scratch).to_vec();
+    let mut launches = project::forward_launches(desc, op.numerics.rms_eps, d, act, caps, &operands, scratch);
     let through = (operands.z, op.mixes);
     launches.push(coefficients::forward_launch(desc, op.numerics, d, caps, &Params::SLOTS, through));
     let out = Ref::rows("layer_input");
@@ -110,12 +110,11 @@ pub(in crate::ops) fn backward_launches(
     }
     let through = (operands.z, all, d_z);
     launches.extend(coefficients::backward_launches(desc, op.numerics, d, caps, &Params::SLOTS, through, scratch));
-    launches.extend(project::backward_launches(desc, d, act, &operands, d_z, &besides, scratch));
+    launches.extend(project::backward_launches(desc, d, act, caps, &operands, d_z, &besides, scratch));
     launches
 }
 
 pub(super) fn forward(op: &Pre, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
-    let mut scratch = Scratch::default();
     let Pre { numerics, norm_weight, rms_norm, save } = op;
     let operator = Operator {
         desc: &Pre::DESC,
@@ -125,20 +124,19 @@ pub(super) fn forward(op: &Pre, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
         x: Ref::streams("x"),
         mixes: Ref::rows("mixes"),
     };
-    let launches = forward_launches(&operator, d, act, caps, *save, &mut scratch);
-    Plan::in_vectors(&Pre::DESC, d, act, launches, scratch.bytes())
+    Plan::tuned(&Pre::DESC, d, act, caps, |caps, scratch| forward_launches(&operator, d, act, caps, *save, scratch))
 }
 
 pub(super) fn backward(op: &PreBwd, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
-    let mut scratch = Scratch::default();
     let PreBwd { numerics, norm_weight, rms_norm, carry } = op;
-    // The coefficients are not saved: they are made again from z.
-    let mixes = scratch.rows(d.tokens, d.mix());
     let (desc, norm_weight, rms_norm) = (&PreBwd::DESC, *norm_weight, *rms_norm);
-    let operator = Operator { desc, numerics, norm_weight, rms_norm, x: Ref::streams("x"), mixes };
     let d_x_next = Ref::streams("d_x_next").if_there(*carry);
     let besides = Besides { d_x_next, mixing: Some(numerics.orientation), ..Besides::NONE };
     let to = Gradients { d_mixes: Ref::rows("d_mixes"), besides };
-    let launches = backward_launches(&operator, d, act, caps, &to, &mut scratch);
-    Plan::in_vectors(&PreBwd::DESC, d, act, launches, scratch.bytes())
+    Plan::tuned(desc, d, act, caps, |caps, scratch| {
+        // The coefficients are not saved: they are made again from z.
+        let mixes = scratch.rows(d.tokens, d.mix());
+        let operator = Operator { desc, numerics, norm_weight, rms_norm, x: Ref::streams("x"), mixes };
+        backward_launches(&operator, d, act, caps, &to, scratch)
+    })
 }

@@ -48,8 +48,8 @@ impl Op for Project {
         check_eps(Self::DESC.name, "rms_eps", self.rms_eps)
     }
 
-    fn plan(&self, d: &Dims, act: crate::DType, _: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
-        Ok(plan::forward(self, d, act))
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::forward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {
@@ -107,8 +107,8 @@ impl Op for ProjectBwd {
         check_eps(Self::DESC.name, "rms_eps", self.rms_eps)
     }
 
-    fn plan(&self, d: &Dims, act: crate::DType, _: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
-        Ok(plan::backward(self, d, act))
+    fn plan(&self, d: &Dims, act: crate::DType, caps: &crate::gpu::GpuCaps) -> crate::Result<crate::gpu::Plan> {
+        Ok(plan::backward(self, d, act, caps))
     }
 
     fn reference<R: Real>(&self, d: &Dims, x: &Inputs<'_, R>) -> Outputs<R> {

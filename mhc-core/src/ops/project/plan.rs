@@ -3,7 +3,7 @@
 use super::{Project, ProjectBwd};
 use crate::{
     DType, Dims, Op, OpDesc, Orientation,
-    gpu::{self, Args, Entry, Launch, Plan, Ref, Scratch, Source},
+    gpu::{self, Args, Entry, GpuCaps, Launch, Plan, Ref, Scratch, Source},
 };
 
 /// The device source.
@@ -70,9 +70,10 @@ pub(in crate::ops) fn forward_launches(
     rms_eps: f64,
     d: &Dims,
     act: DType,
+    caps: &GpuCaps,
     o: &Operands,
     scratch: &mut Scratch,
-) -> [Launch; 2] {
+) -> Vec<Launch> {
     let steps = d.streams * d.channels.div_ceil(DEPTH);
     // Of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
     let each = if o.columns > 128 { 4 * RANGE } else { RANGE } / DEPTH;
@@ -87,7 +88,7 @@ pub(in crate::ops) fn forward_launches(
     let args = Args::new(desc).at(&[parts, squares, o.z, o.inv_rms]).u64(&[d.tokens]);
     let args = args.u32(&[o.columns, ranges]).f32(&[d.row() as f64, rms_eps]).build();
     let blocks = gpu::blocks((d.tokens * o.columns).div_ceil(THREADS as usize));
-    [products, Launch::new("project", Entry::new("project_fwd_finish", DType::F32, 0), blocks, THREADS, args)]
+    vec![products, Launch::new("project", Entry::new("project_fwd_finish", DType::F32, 0), blocks, THREADS, args)]
 }
 
 /// What the gradient of x takes besides, `H_pre·d_li` and `H_res^T·d_x_next`, and where it goes.
@@ -124,6 +125,7 @@ pub(in crate::ops) fn backward_launches(
     desc: &'static OpDesc,
     d: &Dims,
     act: DType,
+    caps: &GpuCaps,
     o: &Operands,
     d_z: Ref,
     besides: &Besides,
@@ -167,17 +169,18 @@ pub(in crate::ops) fn backward_launches(
     vec![tokens, d_x, d_phi, weights]
 }
 
-pub(super) fn forward(op: &Project, d: &Dims, act: DType) -> Plan {
-    let mut scratch = Scratch::default();
+pub(super) fn forward(op: &Project, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
+    let desc = &Project::DESC;
     let operands = Operands::slots(d.mix(), op.norm_weight);
-    let launches = forward_launches(&Project::DESC, op.rms_eps, d, act, &operands, &mut scratch);
-    Plan::new(launches.into(), scratch.bytes())
+    Plan::tuned(desc, d, act, caps, |caps, scratch| {
+        forward_launches(desc, op.rms_eps, d, act, caps, &operands, scratch)
+    })
 }
 
-pub(super) fn backward(op: &ProjectBwd, d: &Dims, act: DType) -> Plan {
-    let mut scratch = Scratch::default();
-    let operands = Operands::slots(d.mix(), op.norm_weight);
+pub(super) fn backward(op: &ProjectBwd, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
     let (d_z, desc) = (Ref::rows("d_z"), &ProjectBwd::DESC);
-    let launches = backward_launches(desc, d, act, &operands, d_z, &Besides::NONE, &mut scratch);
-    Plan::new(launches, scratch.bytes())
+    let operands = Operands::slots(d.mix(), op.norm_weight);
+    Plan::tuned(desc, d, act, caps, |caps, scratch| {
+        backward_launches(desc, d, act, caps, &operands, d_z, &Besides::NONE, scratch)
+    })
 }
