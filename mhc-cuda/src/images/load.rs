@@ -3,10 +3,10 @@
 
 use std::io::Read;
 
-use mhc_core::{DType, gpu::HEADERS};
+use mhc_core::DType;
 use ruzstd::decoding::StreamingDecoder;
 
-use super::{IMAGES, Image, WAVE, cache::Cache, choose::candidates, options, sources, targets::native};
+use super::{IMAGES, Image, WAVE, cache::Cache, choose::candidates, headers, options, sources, targets::native};
 use crate::nvrtc::{Format, Nvrtc, Unit};
 
 /// An image to try.
@@ -99,13 +99,14 @@ impl Attempts {
         let name = format!("NVRTC {major}.{minor} for {target}");
         let mut content = vec![name.as_str(), env!("CARGO_PKG_VERSION"), &text];
         content.extend(options.iter().map(String::as_str));
-        content.extend(HEADERS.iter().flat_map(|(name, text)| [*name, *text]));
+        let headers = headers();
+        content.extend(headers.iter().flat_map(|(name, text)| [*name, *text]));
         let cache = Cache::from_env();
         let key = Cache::key(&content);
         if let Some(image) = cache.get(&key) {
             return Ok(Found { name: format!("{name}, from the cache"), image });
         }
-        let unit = Unit { name: &format!("{}.cu", source.name), text: &text, headers: HEADERS };
+        let unit = Unit { name: &format!("{}.cu", source.name), text: &text, headers: &headers };
         let image = nvrtc.compile(unit, &options, Format::Cubin).map_err(|e| format!("{name}: {e}"))?.image;
         cache.put(&key, &image);
         Ok(Found { name, image })

@@ -6,7 +6,7 @@ mod load;
 mod targets;
 
 pub(crate) use load::Attempts;
-pub use targets::{WAVE, options, sources, targets, tuned};
+pub use targets::{WAVE, headers, options, sources, targets, tuned};
 
 /// An embedded image.
 #[derive(Clone, Copy, Debug)]

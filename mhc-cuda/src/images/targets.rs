@@ -1,13 +1,28 @@
 //! What is compiled, for which architectures, and how.
 
 use mhc_core::{
-    gpu::{Entry, Source},
+    gpu::{Entry, HEADERS, Source},
     ops,
 };
 
 /// Sources that use what not every device has; `arch` of their entries says what: `sm80` for all of compute capability 8.0 and
 /// above, `sm90a` for 9.0 alone. Plans find their kernels by name in [`GpuCaps::tuned`](mhc_core::gpu::GpuCaps::tuned).
-const TUNED: &[Source] = &[];
+const TUNED: &[Source] = &[Source {
+    name: "project_fwd_mma",
+    text: include_str!("../../kernels/project_fwd_mma.cuh"),
+    entries: || {
+        let kernels = ["project_fwd_mma_8", "project_fwd_mma_24", "project_fwd_mma_80"];
+        Entry::all(&kernels, &[0]).into_iter().map(|e| Entry { arch: "sm80", ..e }).collect()
+    },
+}];
+
+/// Files that the tuned sources include besides those of all GPUs.
+const TUNED_HEADERS: &[(&str, &str)] = &[("mma.cuh", include_str!("../../kernels/mma.cuh"))];
+
+/// The files that sources may include, by the name they use.
+pub fn headers() -> Vec<(&'static str, &'static str)> {
+    [HEADERS, TUNED_HEADERS].concat()
+}
 
 /// The lanes of a warp.
 pub const WAVE: u32 = 32;

@@ -14,10 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use mhc_core::{
-    DType,
-    gpu::{HEADERS, Source},
-};
+use mhc_core::{DType, gpu::Source};
 use mhc_cuda::{
     images::{self, WAVE},
     nvrtc::{Format, Nvrtc, Unit},
@@ -77,7 +74,7 @@ impl Job {
         };
         add(wheel::VERSION);
         images::options(&target).iter().for_each(|o| add(o));
-        HEADERS.iter().flat_map(|(name, text)| [name, text]).for_each(|t| add(t));
+        images::headers().iter().flat_map(|(name, text)| [name, text]).for_each(|t| add(t));
         add(&source.translation_unit(dtype, WAVE));
         Self { source, dtype, input: wheel::hex(&hash.finalize()), target }
     }
@@ -94,7 +91,7 @@ impl Job {
 
     fn build(&self, nvrtc: Nvrtc) -> Result<Built> {
         let text = self.source.translation_unit(self.dtype, WAVE);
-        let unit = Unit { name: &format!("{}.cu", self.source.name), text: &text, headers: HEADERS };
+        let unit = Unit { name: &format!("{}.cu", self.source.name), text: &text, headers: &images::headers() };
         let compiled = nvrtc.compile(unit, &images::options(&self.target), self.format());
         let compiled = compiled.map_err(|log| anyhow::anyhow!("{}:\n{log}", self.file()))?;
         let (entries, parameters) = match self.format() {

@@ -33,6 +33,45 @@ const RANGE: usize = 1024;
 /// Scratch that the ranges of tokens may take in the gradient of phi.
 const PARTS: usize = 128 << 20;
 
+/// A tuned kernel that stands in for `project_fwd`.
+struct MmaForward {
+    kernel: &'static str,
+    /// Columns of a block.
+    columns: usize,
+    /// Tokens of a block's tile.
+    tokens: usize,
+    /// Bytes of phi that a block keeps, at most: what leaves room for as many warps as hide the memory's latency.
+    shared: usize,
+}
+
+/// By the columns that they serve; the last takes more in groups.
+const MMA: [MmaForward; 3] = [
+    MmaForward { kernel: "project_fwd_mma_8", columns: 8, tokens: 128, shared: 64 << 10 },
+    MmaForward { kernel: "project_fwd_mma_24", columns: 24, tokens: 128, shared: 96 << 10 },
+    MmaForward { kernel: "project_fwd_mma_80", columns: 80, tokens: 64, shared: 80 << 10 },
+];
+
+impl MmaForward {
+    /// Bytes of one number of phi: two bf16 or two tf32.
+    fn phi_bytes(act: DType) -> usize {
+        if act == DType::Bf16 { 4 } else { 8 }
+    }
+
+    /// Channels of a range of K: a power of two, so that it is made of whole units of 128.
+    fn range(&self, act: DType) -> usize {
+        let most = self.shared / (self.columns * Self::phi_bytes(act));
+        (1 << most.ilog2()).min(512)
+    }
+
+    /// Blocks: four a multiprocessor, each with its part of phi for as many tiles as there are; groups of columns; ranges.
+    fn grid(&self, d: &Dims, caps: &GpuCaps, columns: usize, ranges: usize) -> [u32; 3] {
+        let groups = columns.div_ceil(self.columns);
+        let resident = (4 * caps.units as usize).div_ceil(ranges * groups);
+        let blocks = d.tokens.div_ceil(self.tokens).min(resident);
+        [gpu::blocks(blocks), gpu::blocks(groups), gpu::blocks(ranges)]
+    }
+}
+
 /// Where the operands of a projection are.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) struct Operands {
@@ -74,16 +113,31 @@ pub(in crate::ops) fn forward_launches(
     o: &Operands,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
-    let steps = d.streams * d.channels.div_ceil(DEPTH);
-    // Of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
-    let each = if o.columns > 128 { 4 * RANGE } else { RANGE } / DEPTH;
+    let tuned = MMA.iter().find(|m| o.columns <= m.columns).unwrap_or(&MMA[MMA.len() - 1]);
+    let tuned = caps.tuned(tuned.kernel, act, 0).map(|found| (found, tuned));
+    // A range is of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
+    let (steps, each) = match &tuned {
+        Some((_, mma)) => (d.row().div_ceil(DEPTH), mma.range(act) / DEPTH),
+        None if o.columns > 128 => (d.streams * d.channels.div_ceil(DEPTH), 4 * RANGE / DEPTH),
+        None => (d.streams * d.channels.div_ceil(DEPTH), RANGE / DEPTH),
+    };
     let ranges = steps.div_ceil(each);
     let parts = scratch.pointer(ranges * d.tokens * o.columns);
     let squares = scratch.pointer(ranges * d.tokens);
     let args = Args::new(desc).at(&[o.x, o.phi, o.weight, parts, squares]).dims(d).u32(&[o.columns, each]).build();
-    let blocks = gpu::blocks(d.tokens.div_ceil(TOKENS));
-    let mut products = Launch::new("project", Entry::new("project_fwd", act, 0), blocks, THREADS, args);
-    products.grid = [blocks, gpu::blocks(o.columns.div_ceil(COLUMNS)), gpu::blocks(ranges)];
+    let products = match tuned {
+        Some(((source, entry), mma)) => {
+            let shared = (mma.range(act) * mma.columns * MmaForward::phi_bytes(act)) as u32;
+            let grid = mma.grid(d, caps, o.columns, ranges);
+            Launch { grid, shared, ..Launch::new(source, entry, 1, 128, args) }
+        }
+        None => {
+            let blocks = gpu::blocks(d.tokens.div_ceil(TOKENS));
+            let mut products = Launch::new("project", Entry::new("project_fwd", act, 0), blocks, THREADS, args);
+            products.grid = [blocks, gpu::blocks(o.columns.div_ceil(COLUMNS)), gpu::blocks(ranges)];
+            products
+        }
+    };
 
     let args = Args::new(desc).at(&[parts, squares, o.z, o.inv_rms]).u64(&[d.tokens]);
     let args = args.u32(&[o.columns, ranges]).f32(&[d.row() as f64, rms_eps]).build();

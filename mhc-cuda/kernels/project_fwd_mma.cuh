@@ -1,0 +1,182 @@
+// project_fwd_mma: the products of `project` on tensor cores; stands in for project_fwd, with the same arguments and results.
+//
+// Math      parts[r, t, j] = Σ_k φ[j,k]·w[k]·x[t,k], squares[r, t] = Σ_k x[t,k]²: k in range r of K.
+// Operands  x [T, n, C] of type E, rows at multiples of 16 bytes; φ [P, K], w [K], parts, squares f32.
+// Mapping   A block keeps its range of φ in shared memory, in the order in which lanes want it, and goes over tiles of tokens; a warp
+//           takes 16·M of a tile and loads them straight from memory into fragments. A product does not care in which order its k's
+//           are numbered, so a lane gets 8 neighbours of a row: 16 bytes of bf16.
+// Traffic   x once for every 8·NT columns, φ once a block, 4·ranges·(P + 1) bytes a token.
+// Numerics  φ·w as the sum of two bf16 for bf16 streams (16 bits and more), of two tf32 for the others (21 bits), where f32 streams are
+//           split so too. Sums of UNIT channels by the tensor cores, which round towards zero, then rounded additions in order.
+// Tried     φ from global memory for each tile: bound by L2.
+#include "operand.cuh"
+#include "mma.cuh"
+#include "vector.cuh"
+
+// The arguments of project_fwd; `steps` counts 32 channels.
+template <class E> struct ProjectFwd {
+    Streams<const E> x;
+    Rows<const float> phi;
+    const float* weight;
+    float* parts;
+    float* squares;
+    u64 tokens;
+    alignas(8) u32 n, channels, columns, steps;
+};
+
+// Channels of a step, of which a lane holds 8; steps of a unit.
+static const u32 STEP = 32, UNIT = 4, WARPS = 4;
+
+// Where the 8 neighbours of a lane lie: they never cross streams, as a row has a multiple of them.
+struct Cursor {
+    u64 offset;
+    u32 c;
+
+    DEVICE_MEMBER void set(u64 k, u32 channels, u64 stream) {
+        c = (u32)(k % channels);
+        offset = k / channels * stream + c;
+    }
+    DEVICE_MEMBER void next(u32 channels, u64 stream) {
+        c += STEP;
+        offset += STEP;
+        while (c >= channels) {
+            c -= channels;
+            offset += stream - channels;
+        }
+    }
+};
+
+// φ·w of channels [first, last) and columns [column0, column0 + 8·NT) into shared memory: [step][slab][tile of 8 columns][lane].
+template <class E, u32 NT> DEVICE void fill(const ProjectFwd<E>& a, u32 column0, u64 first, u64 last, Quad* shared) {
+    const u32 SLABS = Mma<E>::SLABS, steps = (u32)((last - first + STEP - 1) / STEP);
+    for (u32 item = thread_index(); item < steps * NT * 32; item += threads()) {
+        const u32 lane = item % 32, tile = item / 32 % NT, step = item / 32 / NT;
+        const u32 column = column0 + tile * 8 + lane / 4;
+        const u64 k = first + step * STEP + lane % 4 * 8;
+        float f[8] = {};
+        if (column < a.columns && k < last) {
+            load(a.phi.at(column) + k, f);
+            if (a.weight) {
+                float w[8];
+                load(a.weight + k, w);
+#pragma unroll
+                for (u32 e = 0; e < 8; ++e) f[e] *= w[e];
+            }
+        }
+#pragma unroll
+        for (u32 s = 0; s < SLABS; ++s) shared[((step * SLABS + s) * NT + tile) * 32 + lane] = Mma<E>::split(f, s);
+    }
+}
+
+template <class E, u32 NT, u32 M, u32 AHEAD> DEVICE void project_fwd_mma(const ProjectFwd<E>& a) {
+    DYNAMIC_SHARED(Quad, shared);
+    const u32 SLABS = Mma<E>::SLABS, TOKENS = 16 * M;
+    const u32 warp = thread_index() / 32, lane = thread_index() % 32, g = lane / 4, q = lane % 4;
+    const u32 column0 = block_y() * 8 * NT, tile_tokens = WARPS * TOKENS;
+    const u64 row = (u64)a.n * a.channels, first = (u64)block_z() * a.steps * STEP;
+    const u64 last = first + a.steps * STEP < row ? first + a.steps * STEP : row;
+    fill<E, NT>(a, column0, first, last, shared);
+    barrier();
+    for (u64 t0 = (u64)block_x() * tile_tokens + warp * TOKENS; t0 < a.tokens; t0 += (u64)blocks_x() * tile_tokens) {
+        // Rows past the last token are read as the last one and not written.
+        const E* rows[M][2];
+#pragma unroll
+        for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+            for (u32 h = 0; h < 2; ++h) {
+                const u64 t = t0 + m * 16 + h * 8 + g;
+                rows[m][h] = a.x.p + (t < a.tokens ? t : a.tokens - 1) * a.x.token;
+            }
+        }
+        float sum[M][NT][4] = {}, square[M][2] = {};
+        Packed<E, 8> ring[AHEAD][M][2];
+        Cursor cursor;
+        u64 k = first + q * 8;
+        cursor.set(k < row ? k : 0, a.channels, a.x.stream);
+        const auto fetch = [&](Packed<E, 8>(&to)[M][2]) {
+#pragma unroll
+            for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+                for (u32 h = 0; h < 2; ++h) {
+                    if (k < last) to[m][h].template load<true>(rows[m][h] + cursor.offset, 8);
+                    else to[m][h] = Packed<E, 8>{};
+                }
+            }
+            k += STEP;
+            cursor.next(a.channels, a.x.stream);
+        };
+#pragma unroll
+        for (u32 s = 0; s < AHEAD; ++s) fetch(ring[s]);
+        const Quad* b = shared + lane;
+        for (u64 unit = first; unit < last; unit += UNIT * STEP) {
+            float acc[M][NT][4] = {};
+#pragma unroll
+            for (u32 s = 0; s < UNIT; ++s) {
+                Packed<E, 8> x[M][2];
+#pragma unroll
+                for (u32 m = 0; m < M; ++m) {
+                    x[m][0] = ring[s % AHEAD][m][0];
+                    x[m][1] = ring[s % AHEAD][m][1];
+                }
+                fetch(ring[s % AHEAD]);
+                if (unit + s * STEP >= last) continue;
+#pragma unroll
+                for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+                    for (u32 h = 0; h < 2; ++h) {
+                        float f[8];
+                        x[m][h].get(f);
+#pragma unroll
+                        for (u32 e = 0; e < 8; ++e) square[m][h] = fused(f[e], f[e], square[m][h]);
+                    }
+                }
+#pragma unroll
+                for (u32 slab = 0; slab < SLABS; ++slab) {
+                    typename Mma<E>::A fragment[M];
+#pragma unroll
+                    for (u32 m = 0; m < M; ++m) fragment[m].set(x[m][0], x[m][1], slab);
+#pragma unroll
+                    for (u32 tile = 0; tile < NT; ++tile) {
+                        const Quad quad = b[(slab * NT + tile) * 32];
+#pragma unroll
+                        for (u32 m = 0; m < M; ++m) Mma<E>::multiply(acc[m][tile], fragment[m], quad);
+                    }
+                }
+                b += SLABS * NT * 32;
+            }
+#pragma unroll
+            for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+                for (u32 tile = 0; tile < NT; ++tile) {
+#pragma unroll
+                    for (u32 e = 0; e < 4; ++e) sum[m][tile][e] += acc[m][tile][e];
+                }
+            }
+        }
+        const u64 base = (u64)block_z() * a.tokens;
+#pragma unroll
+        for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+            for (u32 h = 0; h < 2; ++h) {
+                const u64 t = t0 + m * 16 + h * 8 + g;
+                float s = square[m][h];
+                s += shuffle_xor(s, 1);
+                s += shuffle_xor(s, 2);
+                if (t >= a.tokens) continue;
+                if (block_y() == 0 && q == 0) a.squares[base + t] = s;
+#pragma unroll
+                for (u32 tile = 0; tile < NT; ++tile) {
+#pragma unroll
+                    for (u32 e = 0; e < 2; ++e) {
+                        const u32 j = column0 + tile * 8 + q * 2 + e;
+                        if (j < a.columns) a.parts[(base + t) * a.columns + j] = sum[m][tile][h * 2 + e];
+                    }
+                }
+            }
+        }
+    }
+}
+
+#define MHC_KERNEL_project_fwd_mma_8(NAME, E, N) MHC_ENTRY(NAME, 128, ProjectFwd<E>, project_fwd_mma<E, 1, 2, 2>)
+#define MHC_KERNEL_project_fwd_mma_24(NAME, E, N) MHC_ENTRY(NAME, 128, ProjectFwd<E>, project_fwd_mma<E, 3, 2, 2>)
+#define MHC_KERNEL_project_fwd_mma_80(NAME, E, N) MHC_ENTRY(NAME, 128, ProjectFwd<E>, project_fwd_mma<E, 10, 1, 2>)
