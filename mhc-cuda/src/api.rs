@@ -5,7 +5,7 @@
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::{path::PathBuf, sync::OnceLock};
 
-use cudarc::driver::sys::CUlaunchConfig;
+use cudarc::driver::sys::{CUlaunchConfig, CUtensorMap};
 use libloading::Library;
 use mhc_core::{Error, Missing, Result};
 
@@ -70,6 +70,11 @@ api! {
     function_attribute = "cuFuncGetAttribute"(*mut c_int, c_int, Handle);
     function_set = "cuFuncSetAttribute"(Handle, c_int, c_int);
     launch = "cuLaunchKernelEx"(*const CUlaunchConfig, Handle, *mut Handle, *mut Handle);
+    active_clusters = "cuOccupancyMaxActiveClusters"(*mut c_int, Handle, *const CUlaunchConfig);
+    active_blocks = "cuOccupancyMaxActiveBlocksPerMultiprocessor"(*mut c_int, Handle, c_int, usize);
+    tensor_map = "cuTensorMapEncodeTiled"(
+        *mut CUtensorMap, c_uint, c_uint, *mut c_void, *const u64, *const u64, *const c_uint, *const c_uint, c_uint, c_uint, c_uint, c_uint
+    );
     stream_create = "cuStreamCreate"(*mut Handle, c_uint);
     stream_destroy = "cuStreamDestroy_v2"(Handle);
     stream_sync = "cuStreamSynchronize"(Handle);

@@ -11,8 +11,8 @@ use cudarc::driver::sys::{
     CUlaunchConfig,
 };
 use mhc_core::{
-    DType, DevPtr, DeviceInfo, Error, RawStream, Result,
-    gpu::{GpuDriver, GpuQueue, Launch, RawEvent, RawGraph},
+    DType, DevPtr, DeviceInfo, Error, RawStream, RawView, Result,
+    gpu::{Arg, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph},
 };
 
 use crate::{
@@ -35,6 +35,20 @@ impl CudaDriver {
         let context = Arc::new(Context::new(api, ordinal)?);
         let capability = context.info.arch.strip_prefix("sm_").and_then(|n| n.parse().ok()).unwrap_or(0);
         Ok(Self { memory: Memory::new(&context)?, context, capability })
+    }
+
+    fn attributes(&self, l: &Launch) -> Attributes {
+        let mut attributes = Attributes::new();
+        if l.cluster != [1; 3] {
+            attributes.push(LaunchId::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &l.cluster);
+        }
+        if l.cooperative {
+            attributes.push(LaunchId::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, &[1]);
+        }
+        if l.overlap && self.capability >= 90 {
+            attributes.push(LaunchId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, &[1]);
+        }
+        attributes
     }
 
     fn set(&self, f: Handle, attribute: Function, value: c_int) -> Result<()> {
@@ -153,29 +167,34 @@ unsafe impl GpuDriver for CudaDriver {
         Ok(Entry(f))
     }
 
+    fn resident(&self, f: Entry, l: &Launch) -> Result<u32> {
+        let mut count = 0;
+        let size: u32 = l.cluster.iter().product();
+        if size > 1 {
+            let mut attributes = self.attributes(l);
+            let config = config(l, &mut attributes, RawStream(0));
+            // SAFETY: a place for one int, a loaded function and a configuration that lives to the end of the call.
+            self.context.call("cuOccupancyMaxActiveClusters", |api| unsafe {
+                (api.active_clusters)(&mut count, f.0, &config)
+            })?;
+        } else {
+            let threads = l.block.iter().product::<u32>() as c_int;
+            // SAFETY: a place for one int and a loaded function.
+            self.context.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", |api| unsafe {
+                (api.active_blocks)(&mut count, f.0, threads, l.shared as usize)
+            })?;
+            count *= self.context.info.caps.as_ref().map_or(1, |c| c.units as c_int);
+        }
+        Ok((count.max(1) as u32).saturating_mul(size))
+    }
+
+    fn tensor_map(&self, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
+        crate::tile::encode(&self.context, view, tokens, channels)
+    }
+
     unsafe fn launch(&self, f: Entry, l: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {
-        let mut attributes = Attributes::new();
-        if l.cluster != [1; 3] {
-            attributes.push(LaunchId::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &l.cluster);
-        }
-        if l.cooperative {
-            attributes.push(LaunchId::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, &[1]);
-        }
-        if l.overlap && self.capability >= 90 {
-            attributes.push(LaunchId::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, &[1]);
-        }
-        let config = CUlaunchConfig {
-            gridDimX: l.grid[0],
-            gridDimY: l.grid[1],
-            gridDimZ: l.grid[2],
-            blockDimX: l.block[0],
-            blockDimY: l.block[1],
-            blockDimZ: l.block[2],
-            sharedMemBytes: l.shared,
-            hStream: stream(s).cast(),
-            attrs: attributes.list.as_mut_ptr(),
-            numAttrs: attributes.count as c_uint,
-        };
+        let mut attributes = self.attributes(l);
+        let config = config(l, &mut attributes, s);
         let mut parameter: Handle = cells.as_mut_ptr().cast();
         // SAFETY: the configuration and its attributes live to the end of the call; the entry has one parameter, which the cells hold.
         self.context
@@ -290,6 +309,21 @@ unsafe impl GpuQueue for CudaDriver {
     unsafe fn destroy_graph(&self, g: RawGraph) {
         // SAFETY: the caller's promise; a graph that is being replayed ends when it is done.
         self.context.release(|api| unsafe { (api.graph_exec_destroy)(g.0 as Handle) });
+    }
+}
+
+fn config(l: &Launch, attributes: &mut Attributes, s: RawStream) -> CUlaunchConfig {
+    CUlaunchConfig {
+        gridDimX: l.grid[0],
+        gridDimY: l.grid[1],
+        gridDimZ: l.grid[2],
+        blockDimX: l.block[0],
+        blockDimY: l.block[1],
+        blockDimZ: l.block[2],
+        sharedMemBytes: l.shared,
+        hStream: stream(s).cast(),
+        attrs: attributes.list.as_mut_ptr(),
+        numAttrs: attributes.count as c_uint,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod images;
 mod memory;
 pub mod nvrtc;
 mod probe;
+mod tile;
 
 use std::{
     collections::{

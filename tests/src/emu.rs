@@ -221,7 +221,7 @@ unsafe impl GpuDriver for EmuDriver {
     unsafe fn launch(&self, f: u64, launch: &Launch, _: RawStream, cells: &mut [u64]) -> Result<()> {
         let ([x, y, z], [threads, ..]) = (launch.grid, launch.block);
         let head = [x, y, z, threads, launch.shared].map(u64::from);
-        let cells = &cells[..launch.args.len()];
+        let cells = &cells[..launch.cells()];
         let words: Vec<u64> =
             [f].into_iter().chain(head).chain([cells.len() as u64]).chain(cells.iter().copied()).collect();
         self.talk("launch", |s| {

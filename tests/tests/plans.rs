@@ -61,7 +61,7 @@ fn every_launch_fits_the_smallest_devices() {
                 assert!(l.grid.iter().all(|&g| g > 0) && l.grid[0] <= i32::MAX as u32, "{p}: {name}: {:?}", l.grid);
                 assert!(l.grid[1] <= 65535 && l.grid[2] <= 65535, "{p}: {name}: {:?}", l.grid);
                 assert!(l.shared <= caps.shared_per_block, "{p}: {name}: {} bytes of shared memory", l.shared);
-                assert!(l.args.len() <= Launch::MAX_ARGS, "{p}: {name}: {} arguments", l.args.len());
+                assert!(l.cells() <= Launch::MAX_CELLS, "{p}: {name}: {} cells", l.cells());
             }
         }
     }

@@ -57,6 +57,12 @@ impl Args {
         self
     }
 
+    /// A slot as the device's `TensorMap`, in tiles of so many tokens and channels.
+    pub fn tile(self, slot: &str, tokens: usize, channels: usize) -> Self {
+        let slot = self.desc.index(slot).unwrap_or(usize::MAX);
+        self.more([Arg::Tile { slot, tokens: tokens as u32, channels: channels as u32 }])
+    }
+
     /// Sizes.
     pub fn u64(self, values: &[usize]) -> Self {
         self.more(values.iter().map(|&v| Arg::U64(v as u64)))

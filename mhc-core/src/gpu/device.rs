@@ -91,14 +91,22 @@ impl<D: GpuDriver> GpuDevice<D> {
 
     fn steps(&self, launches: Vec<Launch>) -> Result<Vec<Step<D>>> {
         let some = |launch: &Launch| !launch.grid.contains(&0);
-        launches.into_iter().filter(some).map(|launch| Ok(Step { function: self.function(&launch)?, launch })).collect()
+        launches.into_iter().filter(some).map(|launch| self.step(launch)).collect()
+    }
+
+    fn step(&self, mut launch: Launch) -> Result<Step<D>> {
+        let function = self.function(&launch)?;
+        if launch.resident {
+            launch.grid[0] = launch.grid[0].min(self.shared.driver.resident(function, &launch)?);
+        }
+        Ok(Step { function, launch })
     }
 
     fn function(&self, launch: &Launch) -> Result<D::Function> {
         let driver = &self.shared.driver;
         let entry = || launch.entry.name(self.caps.wave);
-        if launch.args.len() > Launch::MAX_ARGS {
-            let log = format!("{} arguments, but at most {} are possible", launch.args.len(), Launch::MAX_ARGS);
+        if launch.cells() > Launch::MAX_CELLS {
+            let log = format!("{} cells of arguments, but at most {} are possible", launch.cells(), Launch::MAX_CELLS);
             return Err(Error::Compile { entry: entry(), arch: self.caps.arch.clone(), log });
         }
         let (source, dtype) = (launch.source, launch.entry.dtype);
@@ -212,9 +220,19 @@ impl<D: GpuDriver> Kernel for GpuKernel<D> {
     unsafe fn launch(&self, s: RawStream, slots: &[Option<RawView>], workspace: DevPtr) -> Result<()> {
         let suits = self.vectors.iter().all(|&slot| view(slots, slot).is_none_or(|v| is_vector_aligned(&v)));
         for Step { launch, function } in if suits { &self.launches } else { &self.fallback } {
-            let mut cells = [0u64; Launch::MAX_ARGS];
-            for (cell, arg) in cells.iter_mut().zip(&launch.args) {
-                *cell = value(arg, slots, workspace);
+            let mut cells = [0u64; Launch::MAX_CELLS];
+            let mut next = 0;
+            for arg in &launch.args {
+                let end = next + arg.cells();
+                match *arg {
+                    Arg::Tile { slot, tokens, channels } => {
+                        let Some(view) = view(slots, slot) else { continue };
+                        let map = self.shared.driver.tensor_map(&view, tokens, channels)?;
+                        cells[next..end].copy_from_slice(&map);
+                    }
+                    ref plain => cells[next] = value(plain, slots, workspace),
+                }
+                next = end;
             }
             // SAFETY: the entry's parameter has one field of 8 bytes per argument, which is checked when images are built, and there are
             // never more arguments than cells; addresses are good by the caller's promise.
@@ -236,6 +254,8 @@ fn value(arg: &Arg, slots: &[Option<RawView>], workspace: DevPtr) -> u64 {
         Arg::U32(v) => v.into(),
         Arg::U64(v) => v,
         Arg::F32(v) => v.to_bits().into(),
+        // Not one cell.
+        Arg::Tile { .. } => 0,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-use super::Launch;
-use crate::{DType, DevPtr, DeviceInfo, RawStream, Result};
+use super::{Arg, Launch};
+use crate::{DType, DevPtr, DeviceInfo, Error, RawStream, RawView, Result};
 
 /// A point in the work of a stream, as the driver names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +43,19 @@ pub unsafe trait GpuDriver: GpuQueue + 'static {
     /// The parameter is no larger than `cells`, `f` is from a module that is loaded, and every address among the cells is good for what
     /// the kernel does with it.
     unsafe fn launch(&self, f: Self::Function, launch: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()>;
+
+    /// How many blocks of a launch whose blocks may all be resident run at the same time: whole clusters, at least one.
+    fn resident(&self, f: Self::Function, launch: &Launch) -> Result<u32> {
+        let _ = f;
+        Ok(launch.grid[0])
+    }
+    /// What tensor copies must know of an operand to find tiles of it, see [`Arg::Tile`](super::Arg::Tile); only drivers whose plans
+    /// have such tiles need to.
+    fn tensor_map(&self, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
+        let _ = (view, tokens, channels);
+        let why = "it has no tensor copies".into();
+        Err(Error::Unsupported { op: "tensor map", device: self.info().id.to_string(), why })
+    }
 
     /// A new stream that does not wait for the default stream.
     fn create_stream(&self) -> Result<RawStream>;

@@ -118,7 +118,7 @@ unsafe impl GpuDriver for Fake {
     unsafe fn launch(&self, f: u64, launch: &Launch, _: RawStream, cells: &mut [u64]) -> Result<()> {
         assert!(self.state().alive.contains(&("module", f)), "launch from a module that was unloaded");
         self.call("launch", &format!("{:?} {:?}", launch.entry, launch.grid))?;
-        self.state().cells.push(cells[..launch.args.len()].to_vec());
+        self.state().cells.push(cells[..launch.cells()].to_vec());
         Ok(())
     }
     fn create_stream(&self) -> Result<RawStream> {

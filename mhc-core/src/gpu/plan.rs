@@ -123,13 +123,20 @@ pub struct Launch {
     /// Whether the launch may begin while the one before it in the stream ends (programmatic dependent launch). The kernel must then
     /// wait by itself before it touches anything that others write. Ignored where the device has no such thing.
     pub overlap: bool,
-    /// Arguments, at most [`Launch::MAX_ARGS`]: the fields of the one struct that the entry takes, 8 bytes each.
+    /// Whether blocks go from work to work until all is done, so that no more are launched along x than run at the same time.
+    pub resident: bool,
+    /// Arguments, in all at most [`Launch::MAX_CELLS`] cells of 8 bytes: the fields of the one struct that the entry takes.
     pub args: Vec<Arg>,
 }
 
 impl Launch {
-    /// The most arguments that a launch may have.
-    pub const MAX_ARGS: usize = 128;
+    /// The most cells that a launch may have.
+    pub const MAX_CELLS: usize = 128;
+
+    /// Cells that the arguments take.
+    pub fn cells(&self) -> usize {
+        self.args.iter().map(Arg::cells).sum()
+    }
 
     /// A plain launch along one axis, without dynamic shared memory.
     pub fn new(source: &'static str, entry: Entry, blocks: u32, threads: u32, args: Vec<Arg>) -> Self {
@@ -142,6 +149,7 @@ impl Launch {
             cluster: [1; 3],
             cooperative: false,
             overlap: false,
+            resident: false,
             args,
         }
     }
@@ -162,4 +170,23 @@ pub enum Arg {
     U64(u64),
     /// A real number.
     F32(f32),
+    /// How tensor copies find tiles of a slot `[T, n, C]` or `[T, C]`: 16 cells, of which the first is a multiple of 8 in number.
+    Tile {
+        /// The slot.
+        slot: usize,
+        /// Tokens of a tile.
+        tokens: u32,
+        /// Channels of a tile, which has them of every stream: a multiple of 64.
+        channels: u32,
+    },
+}
+
+impl Arg {
+    /// Cells of a tensor map.
+    pub const MAP_CELLS: usize = 16;
+
+    /// How many cells it takes.
+    pub fn cells(&self) -> usize {
+        if matches!(self, Self::Tile { .. }) { Self::MAP_CELLS } else { 1 }
+    }
 }

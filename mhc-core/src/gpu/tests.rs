@@ -320,7 +320,7 @@ fn every_plan_launches_what_is_compiled_within_the_limits() {
                 assert!(l.grid[0] <= i32::MAX as u32 && l.grid[1] <= 65535 && l.grid[2] <= 65535, "{what}");
                 let threads = l.block.iter().product::<u32>();
                 assert!((1..=caps.max_threads).contains(&threads) && threads.is_multiple_of(caps.wave), "{what}");
-                assert!(l.shared <= caps.shared_per_block && l.args.len() <= Launch::MAX_ARGS, "{what}");
+                assert!(l.shared <= caps.shared_per_block && l.cells() <= Launch::MAX_CELLS, "{what}");
                 for arg in &l.args {
                     match *arg {
                         Arg::Slot(slot) | Arg::Stride(slot, _) => assert!(slot < slots, "{what}"),

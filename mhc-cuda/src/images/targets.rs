@@ -1,23 +1,35 @@
 //! What is compiled, for which architectures, and how.
 
 use mhc_core::{
+    DType,
     gpu::{Entry, HEADERS, Source},
     ops,
 };
 
 /// Sources that use what not every device has; `arch` of their entries says what: `sm80` for all of compute capability 8.0 and
 /// above, `sm90a` for 9.0 alone. Plans find their kernels by name in [`GpuCaps::tuned`](mhc_core::gpu::GpuCaps::tuned).
-const TUNED: &[Source] = &[Source {
-    name: "project_fwd_mma",
-    text: include_str!("../../kernels/project_fwd_mma.cuh"),
-    entries: || {
-        let kernels = ["project_fwd_mma_8", "project_fwd_mma_24", "project_fwd_mma_80"];
-        Entry::all(&kernels, &[0]).into_iter().map(|e| Entry { arch: "sm80", ..e }).collect()
+const TUNED: &[Source] = &[
+    Source {
+        name: "project_fwd_mma",
+        text: include_str!("../../kernels/project_fwd_mma.cuh"),
+        entries: || {
+            let kernels = ["project_fwd_mma_8", "project_fwd_mma_24", "project_fwd_mma_80"];
+            Entry::all(&kernels, &[0]).into_iter().map(|e| Entry { arch: "sm80", ..e }).collect()
+        },
     },
-}];
+    Source {
+        name: "pre_cluster",
+        text: include_str!("../../kernels/pre_cluster.cuh"),
+        entries: || {
+            let kernels = ["pre_cluster_2", "pre_cluster_4", "pre_cluster_5", "pre_cluster_7"];
+            kernels.map(|k| Entry { arch: "sm90a", ..Entry::new(k, DType::Bf16, 4) }).to_vec()
+        },
+    },
+];
 
 /// Files that the tuned sources include besides those of all GPUs.
-const TUNED_HEADERS: &[(&str, &str)] = &[("mma.cuh", include_str!("../../kernels/mma.cuh"))];
+const TUNED_HEADERS: &[(&str, &str)] =
+    &[("mma.cuh", include_str!("../../kernels/mma.cuh")), ("hopper.cuh", include_str!("../../kernels/hopper.cuh"))];
 
 /// The files that sources may include, by the name they use.
 pub fn headers() -> Vec<(&'static str, &'static str)> {

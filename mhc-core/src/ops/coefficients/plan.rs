@@ -18,7 +18,8 @@ pub const SOURCE: Source = Source {
     },
 };
 
-fn with_numerics(args: Args, numerics: &Numerics) -> Args {
+/// Adds the conventions that the kernels take.
+pub(in crate::ops) fn with_numerics(args: Args, numerics: &Numerics) -> Args {
     sinkhorn::form(args, &numerics.sinkhorn, numerics.orientation).f32(&[numerics.pre_eps, numerics.post_mult])
 }
 

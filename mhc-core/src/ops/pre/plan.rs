@@ -1,6 +1,6 @@
 //! How a GPU runs `pre` and its gradient; also the second half of `post_pre`.
 
-use super::{Pre, PreBwd};
+use super::{Pre, PreBwd, cluster};
 use crate::{
     DType, Dims, Numerics, Op, OpDesc,
     gpu::{self, Args, Entry, GpuCaps, Launch, Plan, Ref, Scratch, Source},
@@ -45,6 +45,9 @@ pub(in crate::ops) fn forward_launches(
     save: bool,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
+    if let Some(launch) = cluster::launch(op, d, act, caps, save, scratch) {
+        return vec![launch];
+    }
     let (desc, mix) = (op.desc, d.mix());
     let mut operands = Operands { x: op.x, ..Operands::slots(mix, op.norm_weight) };
     if !save {

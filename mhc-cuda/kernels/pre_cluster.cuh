@@ -1,0 +1,324 @@
+// pre_cluster: `pre` for 4 streams of bf16 in one pass over x.
+//
+// Math      z_j = ρ·Σ_k φ[j,k]·w[k]·x[k], ρ = (Σ_k x[k]²/K + ε)^(-1/2); coefficients as in coefficients.cuh; layer_input = Σ_i H_pre[i]·x_i
+// Operands  x [T, 4, C] bf16, rows at multiples of 16 bytes; layer_input [T, C] bf16; φ [24, 4C], z, mixes [T, 24] f32.
+// Mapping   A cluster of R blocks splits the channels: a block has channels [rank·C/R, (rank + 1)·C/R) of all streams, its part of φ in
+//           registers for the whole launch, as fragments of products spread over 8 warps. Tiles of 16 tokens come by tensor copies
+//           through a ring of slots in shared memory. For each tile, every block sends its partial sums of a token to the block that
+//           owns the token; that adds them in the order of the ranks and sends H_pre back to all; what is still in the slot is mixed.
+//           Warps 0..7 multiply, add and mix; 8 copies; 9..11 make coefficients, Sinkhorn after H_pre has gone out.
+//           No slot is overwritten early: the copy of tile k + slots waits for the mix of tile k, that for H_pre from every owner, and an
+//           owner sends it when it has read the partial sums of tile k of every block. So rings of that depth are safe everywhere.
+// Traffic   10·C bytes + 200 a token, φ once a cluster.
+// Numerics  φ·w as the sum of two bf16; f32 sums in an order fixed by C: a token's numbers depend on nothing else.
+// Tried     (numbers of the prototype, C = 4096, T = 16384, H100) 64 bulk copies a tile: 384 µs; one tensor copy: 255; own warps to
+//           reduce and to mix: 249, but slower where φ takes more than 160 registers; cluster of 16 for C = 2560: slower than of 8.
+#include "hopper.cuh"
+#include "mma.cuh"
+#include "sinkhorn.cuh"
+
+struct PreCluster {
+    TensorMap x;
+    Rows<const float> phi;
+    const float *weight, *alpha, *bias;
+    Rows<bf16> layer_input;
+    Rows<float> mixes, z;
+    float* inv_rms;
+    u64 tokens;
+    alignas(8) u32 channels, slots;
+    Form form;
+    alignas(8) float pre_eps, post_mult, rms_eps;
+};
+
+// Streams, columns of φ, tokens of a tile, warps that multiply and that make coefficients; floats of a token's partial sums: the
+// columns, Σx², and 3 to fill 16 bytes.
+static const u32 N = 4, P = N * (N + 2), TILE = 16, MULTIPLY = 8, COPY = 1, COEFFICIENTS = 3, SUMS = P + 4;
+static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
+
+// Where things lie in a block's shared memory.
+struct Layout {
+    u32 slot, rank, ranks, part_channels, slots;
+    u32 base, reduce, sums, h_pre, far, full, empty, summed, sent;
+
+    DEVICE_MEMBER Layout(u32 shared, u32 channels, u32 slots, u32 ranks) : rank(cluster_rank()), ranks(ranks), slots(slots) {
+        part_channels = channels / ranks;
+        slot = part_channels * N * TILE * 2;
+        base = (shared + 1023) / 1024 * 1024;
+        reduce = base + slots * slot;
+        sums = reduce + 2 * MULTIPLY * SUMS_BYTES;
+        h_pre = sums + slots * SUMS_BYTES;
+        far = h_pre + slots * TILE * 16;
+        full = far + COEFFICIENTS * FAR_BYTES;
+        empty = full + slots * 8;
+        summed = empty + slots * 8;
+        sent = summed + slots * 8;
+    }
+};
+
+// The slot of a tile, and how often it was used, as parity.
+struct Turn {
+    u32 slot = 0, parity = 0;
+    DEVICE_MEMBER void next(u32 slots) {
+        if (++slot == slots) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+// The part of φ of a multiplying warp: BLOCKS blocks of 32 channels, each as two slabs of 16 for three times 8 columns.
+template <u32 BLOCKS> struct Weights {
+    u32 hi[BLOCKS][2][P / 8][2], lo[BLOCKS][2][P / 8][2];
+
+    DEVICE_MEMBER void load(const PreCluster& a, const Layout& l, u32 warp, u32 lane) {
+        const u32 per_stream = l.part_channels / 32;
+#pragma unroll
+        for (u32 b = 0; b < BLOCKS; ++b) {
+            const u32 block = warp * BLOCKS + b;
+            const bool there = block < N * per_stream;
+            const u64 k = (u64)(block / per_stream) * a.channels + l.rank * l.part_channels + block % per_stream * 32 + lane % 4 * 2;
+#pragma unroll
+            for (u32 slab = 0; slab < 2; ++slab) {
+#pragma unroll
+                for (u32 tile = 0; tile < P / 8; ++tile) {
+#pragma unroll
+                    for (u32 half = 0; half < 2; ++half) {
+                        const u64 at = k + slab * 16 + half * 8;
+                        float f[2] = {}, w[2] = {1.0f, 1.0f};
+                        if (there) ::load(a.phi.at(tile * 8 + lane / 4) + at, f);
+                        if (there && a.weight) ::load(a.weight + at, w);
+                        split_bf16(f[0] * w[0], f[1] * w[1], hi[b][slab][tile][half], lo[b][slab][tile][half]);
+                    }
+                }
+            }
+        }
+    }
+};
+
+// Lane's row of a tile in a slot: [stream][64 channels][token][64], 128 bytes a row whose 16-byte pieces are permuted by the row.
+DEVICE u32 piece(u32 row, u32 piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
+
+// A warp's part of the products of one tile, and Σx², into `to`.
+template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Layout& l, u32 slot, u32 to, u32 warp, u32 lane) {
+    float acc[P / 8][4] = {}, low[P / 8][4] = {}, square[2] = {};
+    const u32 row = lane % 16, blocks = l.part_channels / 32 * N;
+#pragma unroll
+    for (u32 b = 0; b < BLOCKS; ++b) {
+        const u32 block = warp * BLOCKS + b;
+        if (block >= blocks) continue;
+#pragma unroll
+        for (u32 slab = 0; slab < 2; ++slab) {
+            u32 x[4];
+            load_matrices(x, slot + block / 2 * (TILE * 128) + piece(row, block % 2 * 4 + slab * 2 + lane / 16));
+#pragma unroll
+            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(acc[tile], x, phi.hi[b][slab][tile][0], phi.hi[b][slab][tile][1]);
+#pragma unroll
+            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(low[tile], x, phi.lo[b][slab][tile][0], phi.lo[b][slab][tile][1]);
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                const float v = bits_to_float(x[e] << 16), w = bits_to_float(x[e] & 0xffff0000u);
+                square[e % 2] = fused(w, w, fused(v, v, square[e % 2]));
+            }
+        }
+    }
+    const u32 g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (u32 h = 0; h < 2; ++h) {
+        const u32 at = to + ((warp * TILE + h * 8 + g) * SUMS + q * 2) * 4;
+#pragma unroll
+        for (u32 tile = 0; tile < P / 8; ++tile) {
+            shared_store(at + tile * 32, acc[tile][h * 2] + low[tile][h * 2], acc[tile][h * 2 + 1] + low[tile][h * 2 + 1]);
+        }
+        square[h] += shuffle_xor(square[h], 1);
+        square[h] += shuffle_xor(square[h], 2);
+        if (q == 0) shared_store(to + ((warp * TILE + h * 8 + g) * SUMS + P) * 4, square[h]);
+    }
+}
+
+// The sums over the multiplying warps, to the tokens' owners.
+DEVICE void reduce_and_send(const Layout& l, u32 from, u32 slot) {
+    const u32 owned = TILE / l.ranks, item = thread_index();
+    if (item >= TILE * (SUMS / 4)) return;
+    const u32 token = item / (SUMS / 4), part = item % (SUMS / 4);
+    float sum[4];
+    shared_load(sum, from + item * 16);
+#pragma unroll
+    for (u32 w = 1; w < MULTIPLY; ++w) {
+        float v[4];
+        shared_load(v, from + w * SUMS_BYTES + item * 16);
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) sum[e] += v[e];
+    }
+    const u32 owner = token / owned, row = l.rank * owned + token % owned;
+    const u32 to = l.sums + slot * SUMS_BYTES + (row * SUMS + part * 4) * 4;
+    send(address_in(to, owner), sum, address_in(l.summed + slot * 8, owner));
+}
+
+// layer_input of a tile's channels that this block has.
+DEVICE void mix_slot(const PreCluster& a, const Layout& l, u32 slot, u32 h_pre, u64 first_token) {
+    const u32 stream = l.part_channels * TILE * 2;
+#pragma unroll 2
+    for (u32 item = thread_index(); item < TILE * l.part_channels / 8; item += MULTIPLY * 32) {
+        const u32 token = item / 8 % TILE, group = item / (8 * TILE), at = slot + group * (TILE * 128) + piece(token, item % 8);
+        if (first_token + token >= a.tokens) continue;
+        float h[4], sum[8] = {};
+        shared_load(h, h_pre + token * 16);
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) {
+            Packed<bf16, 8> x;
+            float v[8];
+            shared_load(x.w, at + i * stream);
+            x.get(v);
+#pragma unroll
+            for (u32 e = 0; e < 8; ++e) sum[e] = fused(h[i], v[e], sum[e]);
+        }
+        store(a.layer_input.at(first_token + token) + l.rank * l.part_channels + group * 64 + item % 8 * 8, sum);
+    }
+}
+
+template <u32 BLOCKS> DEVICE void multiply_and_mix(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+    const u32 warp = thread_index() / 32, lane = thread_index() % 32, behind = l.slots > 3 ? 2 : 1;
+    Weights<BLOCKS> phi;
+    phi.load(a, l, warp, lane);
+    cluster_wait();
+    Turn now, then;
+    for (u32 k = 0; k < tiles + behind; ++k) {
+        if (k < tiles) {
+            if (thread_index() == 0) {
+                barrier_expect(l.summed + now.slot * 8, SUMS_BYTES);
+                barrier_expect(l.sent + now.slot * 8, TILE * 16);
+            }
+            barrier_wait(l.full + now.slot * 8, now.parity);
+            const u32 partial = l.reduce + k % 2 * (MULTIPLY * SUMS_BYTES);
+            multiply<BLOCKS>(phi, l, l.base + now.slot * l.slot, partial, warp, lane);
+            named_sync(1, MULTIPLY * 32);
+            reduce_and_send(l, partial, now.slot);
+            now.next(l.slots);
+        }
+        if (k >= behind) {
+            barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
+            const u64 tile = cluster + (k - behind) * clusters;
+            mix_slot(a, l, l.base + then.slot * l.slot, l.h_pre + then.slot * TILE * 16, tile * TILE);
+            wave_barrier();
+            if (lane == 0) barrier_arrive(l.empty + then.slot * 8);
+            then.next(l.slots);
+        }
+    }
+}
+
+DEVICE void copy(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+    Turn now;
+    for (u32 k = 0; k < tiles; ++k) {
+        barrier_wait(l.empty + now.slot * 8, now.parity ^ 1);
+        if (thread_index() % 32 == 0) {
+            const u32 at[4] = {0, (u32)((cluster + k * clusters) * TILE), l.rank * (l.part_channels / 64), 0};
+            barrier_expect(l.full + now.slot * 8, l.slot);
+            tensor_load(l.base + now.slot * l.slot, a.x, at, l.full + now.slot * 8);
+        }
+        wave_barrier();
+        now.next(l.slots);
+    }
+    cluster_wait();
+}
+
+// H_res of up to 4 tokens, one a lane; where logits lie far apart, the whole warp in f64 with `far` of its own.
+DEVICE void mixing(const PreCluster& a, const float (&logits)[N * N], u64 token, bool mine, u32 far) {
+    const auto in = [&](u32 i, u32 j) { return logits[i * N + j]; };
+    const bool wide = mine && far_apart<false>(N, in);
+    OwnMatrix<float, N> m;
+    sinkhorn(m, a.form, 0.0f, in, [](u32, u32, float) {});
+    if (mine && !wide) {
+        float* out = a.mixes.at(token) + 2 * N;
+#pragma unroll
+        for (u32 e = 0; e < N * N; ++e) out[e] = m.m[e];
+    }
+    for (u32 lanes = __ballot_sync(0xffffffffu, wide); lanes; lanes &= lanes - 1) {
+        const u64 t = __shfl_sync(0xffffffffu, token, __ffs(lanes) - 1);
+        const float *z = a.z.at(t) + 2 * N, *bias = a.bias + 2 * N, alpha = a.alpha[2];
+        WaveMatrix<double> shared = {(double*)__cvta_shared_to_generic(far), N};
+        run_forward(
+            shared, a.form, 0.0, [&](u32 i, u32 j) { return fused(alpha, z[i * N + j], bias[i * N + j]); },
+            [&](u32 i, u32 j, float v) { a.mixes.at(t)[2 * N + i * N + j] = v; });
+    }
+}
+
+DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+    const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - COPY, owned = TILE / l.ranks;
+    const float alpha = a.alpha[lane < N ? 0 : lane < 2 * N ? 1 : 2], bias = lane < P ? a.bias[lane] : 0.0f;
+    const float row = (float)(N * a.channels);
+    cluster_wait();
+    Turn now;
+    for (u32 k = 0; k < tiles; ++k, now.next(l.slots)) {
+        if (k % COEFFICIENTS != me) continue;
+        const u64 first = (cluster + k * clusters) * TILE + l.rank * owned;
+        barrier_wait_cluster(l.summed + now.slot * 8, now.parity);
+        float logits[N * N] = {};
+        for (u32 t = 0; t < owned; ++t) {
+            const u32 from = l.sums + now.slot * SUMS_BYTES + (t * SUMS + smaller(lane, P)) * 4;
+            float sum = 0.0f;
+            for (u32 r = 0; r < l.ranks; ++r) sum += shared_load(from + r * owned * SUMS * 4);
+            const float rho = 1.0f / square_root(shuffle(sum, P) / row + a.rms_eps);
+            const float z = rho * sum, v = fused(alpha, z, bias), gate = sigmoid(v), pre = gate + a.pre_eps;
+            const float h[4] = {shuffle(pre, 0), shuffle(pre, 1), shuffle(pre, 2), shuffle(pre, 3)};
+            if (lane < l.ranks) {
+                const u32 to = l.h_pre + (now.slot * TILE + l.rank * owned + t) * 16;
+                send(address_in(to, lane), h, address_in(l.sent + now.slot * 8, lane));
+            }
+            if (first + t < a.tokens) {
+                if (lane < P) a.z.at(first + t)[lane] = z;
+                if (lane < 2 * N) a.mixes.at(first + t)[lane] = lane < N ? pre : a.post_mult * gate;
+                if (lane == 0 && a.inv_rms) a.inv_rms[first + t] = rho;
+            }
+#pragma unroll
+            for (u32 e = 0; e < N * N; ++e) {
+                const float logit = shuffle(v, 2 * N + e);
+                if (lane == t) logits[e] = logit;
+            }
+        }
+        wave_barrier();
+        mixing(a, logits, first + lane, lane < owned && first + lane < a.tokens, l.far + me * FAR_BYTES);
+    }
+}
+
+template <u32 BLOCKS> DEVICE void pre_cluster(const PreCluster& a) {
+    DYNAMIC_SHARED(u8, shared);
+    u32 ranks;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
+    const Layout l(shared_address(shared), a.channels, a.slots, ranks);
+    const u64 cluster = block_x() / ranks, clusters = blocks_x() / ranks, all = (a.tokens + TILE - 1) / TILE;
+    const u32 tiles = cluster < all ? (u32)((all - cluster + clusters - 1) / clusters) : 0, warp = thread_index() / 32;
+    if (thread_index() == 0) {
+        for (u32 s = 0; s < a.slots; ++s) {
+            barrier_init(l.full + s * 8, 1);
+            barrier_init(l.empty + s * 8, MULTIPLY);
+            barrier_init(l.summed + s * 8, 1);
+            barrier_init(l.sent + s * 8, 1);
+        }
+        barrier_init_done();
+    }
+    barrier();
+    cluster_arrive();
+    // 168 registers a thread are enough for 4 blocks of φ; more take some from those who only copy and make coefficients.
+    if (warp < MULTIPLY) {
+        if constexpr (BLOCKS > 4) take_registers<(BLOCKS > 5 ? 216 : 184)>();
+        multiply_and_mix<BLOCKS>(a, l, cluster, clusters, tiles);
+    } else {
+        if constexpr (BLOCKS > 4) give_registers<(BLOCKS > 5 ? 72 : 136)>();
+        if (warp < MULTIPLY + COPY) copy(a, l, cluster, clusters, tiles);
+        else coefficients(a, l, cluster, clusters, tiles);
+    }
+    // Nobody ends while others may still write to its shared memory.
+    wave_barrier();
+    cluster_arrive();
+    cluster_wait();
+}
+
+// One block a multiprocessor.
+#define MHC_CLUSTER_ENTRY(NAME, BLOCKS)                                                                       \
+    extern "C" __global__ void __launch_bounds__(384, 1) NAME(const __grid_constant__ PreCluster a) { \
+        pre_cluster<BLOCKS>(a);                                                                       \
+    }
+#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 2)
+#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 4)
+#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 5)
+#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 7)
