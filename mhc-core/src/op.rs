@@ -192,6 +192,7 @@ pub fn stream_dims(level: Level) -> Vec<Dims> {
         Dims::new(0, 4, 16),
         Dims::new(2, 8, 96),
         Dims::new(2, 32, 24),
+        Dims::new(37, 4, 256),
     ];
     if level >= Level::Full {
         dims.extend([
