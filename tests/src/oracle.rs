@@ -1,7 +1,7 @@
 //! What a problem must give: the reference in f64, and in f32 for the error that plain single precision makes.
 
 use anyhow::{Result, bail, ensure};
-use mhc_core::{Inputs, Problem, Real};
+use mhc_core::{DType, Inputs, Problem, Real};
 
 use crate::data::{Operands, Rng};
 
@@ -37,6 +37,26 @@ impl Expected {
         };
         let scale = upstream(slots().any(|(s, _)| s.name.starts_with("d_")));
         Ok(Self { truth, peers, scale })
+    }
+
+    /// Calls as good, too, what tensor cores may make of bf16 streams: phi, and the f32 gradients that are multiplied with streams or
+    /// with phi, as sums of two bf16, which keep 16 bits.
+    pub fn allow_pairs(&mut self, p: &Problem, operands: &[Vec<f64>]) -> Result<()> {
+        let pair = |v: &f64| {
+            let large = DType::Bf16.round(*v);
+            large + DType::Bf16.round(v - large)
+        };
+        let slots = p.op.desc().slots.iter().zip(operands);
+        let near: Operands = slots
+            .map(|(s, values)| {
+                let product =
+                    s.name == "phi" || s.is_input() && s.name.starts_with("d_") && s.dtype(p.act) == DType::F32;
+                if product { values.iter().map(pair).collect() } else { values.clone() }
+            })
+            .collect();
+        let outputs = evaluate::<f32>(p, &near)?;
+        self.peers.push(outputs.iter().map(|v| v.iter().map(|v| f64::from(*v)).collect()).collect());
+        Ok(())
     }
 }
 

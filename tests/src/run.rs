@@ -40,6 +40,8 @@ pub struct How {
 impl How {
     /// Packed, filled with NaN, through [`Stream::run`].
     pub const PLAIN: How = How { placement: Placement::Packed, fill: 0xff, scratch: Scratch::Stream };
+    /// Packed, filled with a finite number, in watched scratch.
+    pub const PACKED: How = How { placement: Placement::Packed, fill: 0x2a, scratch: Scratch::Watched };
     /// With gaps, filled with a finite number, in watched scratch.
     pub const PADDED: How = How { placement: Placement::Padded, fill: 0x2a, scratch: Scratch::Watched };
     /// With permuted axes, filled with NaN, in watched scratch.
