@@ -65,6 +65,11 @@ DEVICE float shuffle(float v, u32 lane) {
     return bits_to_float(__builtin_amdgcn_ds_bpermute(lane << 2, float_to_bits(v)));
 }
 DEVICE float square_root(float v) { return __builtin_sqrtf(v); }
+// 1 / v within one unit in the last place, for normal v whose reciprocal is normal; without the branches of a division.
+DEVICE float reciprocal(float v) {
+    const float r = __builtin_amdgcn_rcpf(v);
+    return __builtin_fmaf(r, __builtin_fmaf(-v, r, 1.0f), r);
+}
 DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float nearest_integer(float v) { return __builtin_rintf(v); }
 DEVICE u16 float_to_half(float f) { return __builtin_bit_cast(u16, (_Float16)f); }
@@ -100,6 +105,11 @@ DEVICE double bits_to_double(u64 u) { return __longlong_as_double((long long)u);
 DEVICE float shuffle_xor(float v, u32 mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shuffle(float v, u32 lane) { return __shfl_sync(0xffffffffu, v, lane); }
 DEVICE float square_root(float v) { return __fsqrt_rn(v); }
+DEVICE float reciprocal(float v) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return __fmaf_rn(r, __fmaf_rn(-v, r, 1.0f), r);
+}
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float nearest_integer(float v) { return rintf(v); }
 DEVICE u16 float_to_half(float f) {

@@ -50,6 +50,10 @@ template <class R> struct WaveMatrix {
     template <bool FIRST> DEVICE_MEMBER R& at(u32 line, u32 k) { return m[FIRST ? line * 33 + k : k * 33 + line]; }
 };
 
+// Of sums of positive numbers that are far from both ends of the range (far_apart).
+DEVICE float inverse_of(float v) { return reciprocal(v); }
+DEVICE double inverse_of(double v) { return 1.0 / v; }
+
 // One half-step. `record(line, d)` gets its denominator, negative where that did not depend on the line.
 template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, const Form& f, R, F record) {
     const R eps = f.eps;
@@ -60,7 +64,7 @@ template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, con
         for (u32 k = 0; k < m.n; ++k) sum += m.template at<FIRST>(l, k);
         const bool live = f.mode < THRESHOLD || sum > eps;
         const R d = f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : (R)1;
-        const R inverse = (R)1 / d;
+        const R inverse = inverse_of(d);
 #pragma unroll
         for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
         record(l, live ? d : -d);
@@ -89,7 +93,7 @@ template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& 
         const R eps = f.eps * scale;
         const bool soft = f.start == SOFTMAX, live = soft || f.mode < THRESHOLD || sum > eps;
         const R d = soft || f.mode == NONE ? sum : f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : scale;
-        const R inverse = (R)1 / d;
+        const R inverse = inverse_of(d);
 #pragma unroll
         for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
         record(l, live ? d : -d);

@@ -100,7 +100,9 @@ DEVICE u32 piece(u32 row, u32 piece) { return row * 128 + ((piece ^ (row & 7)) <
 
 // A warp's part of the products of one tile, and Σx², into `to`.
 template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Layout& l, u32 slot, u32 to, u32 warp, u32 lane) {
-    float acc[P / 8][4] = {}, low[P / 8][4] = {}, square[2] = {};
+    // The two parts of φ are added apart where registers allow, which halves the chains of dependent products.
+    float acc[P / 8][4] = {}, apart[P / 8][4] = {}, square[2] = {};
+    float(&low)[P / 8][4] = BLOCKS <= 4 ? apart : acc;
     const u32 row = lane % 16, blocks = l.part_channels / 32 * N;
 #pragma unroll
     for (u32 b = 0; b < BLOCKS; ++b) {
@@ -127,7 +129,7 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
         const u32 at = to + ((warp * TILE + h * 8 + g) * SUMS + q * 2) * 4;
 #pragma unroll
         for (u32 tile = 0; tile < P / 8; ++tile) {
-            shared_store(at + tile * 32, acc[tile][h * 2] + low[tile][h * 2], acc[tile][h * 2 + 1] + low[tile][h * 2 + 1]);
+            shared_store(at + tile * 32, acc[tile][h * 2] + apart[tile][h * 2], acc[tile][h * 2 + 1] + apart[tile][h * 2 + 1]);
         }
         square[h] += shuffle_xor(square[h], 1);
         square[h] += shuffle_xor(square[h], 2);
@@ -255,8 +257,12 @@ DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 
         float logits[N * N] = {};
         for (u32 t = 0; t < owned; ++t) {
             const u32 from = l.sums + now.slot * SUMS_BYTES + (t * SUMS + smaller(lane, P)) * 4;
-            float sum = 0.0f;
-            for (u32 r = 0; r < l.ranks; ++r) sum += shared_load(from + r * owned * SUMS * 4);
+            // All loads first, then the sum in the order of the ranks.
+            float part[16], sum = 0.0f;
+#pragma unroll
+            for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + r * owned * SUMS * 4) : 0.0f;
+#pragma unroll
+            for (u32 r = 0; r < 16; ++r) sum += part[r];
             const float rho = 1.0f / square_root(shuffle(sum, P) / row + a.rms_eps);
             const float z = rho * sum, v = fused(alpha, z, bias), gate = sigmoid(v), pre = gate + a.pre_eps;
             const float h[4] = {shuffle(pre, 0), shuffle(pre, 1), shuffle(pre, 2), shuffle(pre, 3)};
@@ -300,10 +306,10 @@ template <u32 BLOCKS> DEVICE void pre_cluster(const PreCluster& a) {
     cluster_arrive();
     // 168 registers a thread are enough for 4 blocks of φ; more take some from those who only copy and make coefficients.
     if (warp < MULTIPLY) {
-        if constexpr (BLOCKS > 4) take_registers<(BLOCKS > 5 ? 216 : 184)>();
+        if constexpr (BLOCKS > 4) take_registers<(BLOCKS > 5 ? 208 : 184)>();
         multiply_and_mix<BLOCKS>(a, l, cluster, clusters, tiles);
     } else {
-        if constexpr (BLOCKS > 4) give_registers<(BLOCKS > 5 ? 72 : 136)>();
+        if constexpr (BLOCKS > 4) give_registers<(BLOCKS > 5 ? 88 : 136)>();
         if (warp < MULTIPLY + COPY) copy(a, l, cluster, clusters, tiles);
         else coefficients(a, l, cluster, clusters, tiles);
     }

@@ -46,6 +46,7 @@ DEVICE double bits_to_double(u64 u) { return __builtin_bit_cast(double, u); }
 DEVICE float shuffle_xor(float v, u32 mask) { return emu::exchange(v, thread_index() % MHC_WAVE ^ mask); }
 DEVICE float shuffle(float v, u32 lane) { return emu::exchange(v, lane % MHC_WAVE); }
 DEVICE float square_root(float v) { return __builtin_sqrtf(v); }
+DEVICE float reciprocal(float v) { return 1.0f / v; }
 DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float nearest_integer(float v) { return __builtin_rintf(v); }
 DEVICE u16 float_to_half(float f) { return __builtin_bit_cast(u16, (_Float16)f); }
