@@ -13,11 +13,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+mod queue;
+
 use mhc_core::{
     DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result,
-    gpu::{GpuCaps, GpuDevice, GpuDriver, GpuQueue, HEADERS, Launch, RawEvent, RawGraph},
+    gpu::{GpuCaps, GpuDevice, GpuDriver, HEADERS, Launch},
     ops::SOURCES,
 };
+use queue::Queue;
 
 /// The repository: device sources are read from there, so that a kernel can be worked on without building anything else.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -44,6 +47,7 @@ pub struct EmuDriver {
     info: DeviceInfo,
     builder: Builder,
     server: Mutex<Server>,
+    queue: Queue,
 }
 
 /// Makes programs and images.
@@ -123,7 +127,7 @@ impl EmuDriver {
             caps: Some(caps),
             notes: Vec::new(),
         };
-        Ok(Self { info, builder, server })
+        Ok(Self { info, builder, server, queue: Queue::default() })
     }
 
     fn talk<T>(&self, call: &'static str, f: impl FnOnce(&mut Server) -> std::io::Result<T>) -> Result<T> {
@@ -131,9 +135,12 @@ impl EmuDriver {
         f(&mut server).map_err(|e| failed(call, format!("the emulator stopped (its report is on stderr): {e}")))
     }
 
-    fn unsupported<T>(&self, what: &str) -> Result<T> {
-        let (device, why) = (self.info.id.to_string(), format!("the emulator has no {what}"));
-        Err(Error::Unsupported { op: "stream", device, why })
+    fn send_launch(&self, words: &[u64]) -> Result<()> {
+        self.talk("launch", |s| {
+            s.send(b'l', words, &[])?;
+            s.word()
+        })
+        .map(|_| ())
     }
 }
 
@@ -218,28 +225,25 @@ unsafe impl GpuDriver for EmuDriver {
         if found == 0 { Err(failed("function", format!("{entry} did not load"))) } else { Ok(found) }
     }
 
-    unsafe fn launch(&self, f: u64, launch: &Launch, _: RawStream, cells: &mut [u64]) -> Result<()> {
+    unsafe fn launch(&self, f: u64, launch: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {
         let ([x, y, z], [threads, ..]) = (launch.grid, launch.block);
         let head = [x, y, z, threads, launch.shared].map(u64::from);
         let cells = &cells[..launch.cells()];
         let words: Vec<u64> =
             [f].into_iter().chain(head).chain([cells.len() as u64]).chain(cells.iter().copied()).collect();
-        self.talk("launch", |s| {
-            s.send(b'l', &words, &[])?;
-            s.word()
-        })
-        .map(|_| ())
+        if self.queue.keep(s, &words) { Ok(()) } else { self.send_launch(&words) }
     }
 
     fn create_stream(&self) -> Result<RawStream> {
-        Ok(RawStream(0))
+        Ok(RawStream(self.queue.number()))
     }
     unsafe fn destroy_stream(&self, _: RawStream) {}
-    fn sync(&self, _: RawStream) -> Result<()> {
-        Ok(())
+    fn sync(&self, s: RawStream) -> Result<()> {
+        self.queue.allowed("sync", s)
     }
 
-    fn alloc(&self, bytes: usize, _: RawStream) -> Result<DevPtr> {
+    fn alloc(&self, bytes: usize, s: RawStream) -> Result<DevPtr> {
+        self.queue.allowed("alloc", s)?;
         let p = self.talk("alloc", |s| {
             s.send(b'a', &[bytes as u64], &[])?;
             s.word()
@@ -250,50 +254,4 @@ unsafe impl GpuDriver for EmuDriver {
         // A server that has stopped has freed everything.
         let _ = self.talk("free", |s| s.send(b'f', &[p.0], &[]));
     }
-}
-
-// SAFETY: there is no pinned memory; copies are done when the call returns.
-unsafe impl GpuQueue for EmuDriver {
-    fn alloc_pinned(&self, _: usize) -> Result<*mut u8> {
-        self.unsupported("pinned memory")
-    }
-    unsafe fn free_pinned(&self, _: *mut u8) {}
-
-    unsafe fn upload(&self, dst: DevPtr, src: *const u8, bytes: usize, _: RawStream) -> Result<()> {
-        // SAFETY: the caller's promise.
-        let data = unsafe { std::slice::from_raw_parts(src, bytes) };
-        self.talk("upload", |s| s.send(b'u', &[dst.0, bytes as u64], data))
-    }
-    unsafe fn download(&self, dst: *mut u8, src: DevPtr, bytes: usize, _: RawStream) -> Result<()> {
-        // SAFETY: the caller's promise.
-        let data = unsafe { std::slice::from_raw_parts_mut(dst, bytes) };
-        self.talk("download", |s| {
-            s.send(b'd', &[src.0, bytes as u64], &[])?;
-            s.from.read_exact(data)
-        })
-    }
-
-    fn create_event(&self) -> Result<RawEvent> {
-        self.unsupported("events")
-    }
-    unsafe fn destroy_event(&self, _: RawEvent) {}
-    fn record(&self, _: RawEvent, _: RawStream) -> Result<()> {
-        self.unsupported("events")
-    }
-    fn wait(&self, _: RawStream, _: RawEvent) -> Result<()> {
-        self.unsupported("events")
-    }
-    fn elapsed_ms(&self, _: RawEvent, _: RawEvent) -> Result<f32> {
-        self.unsupported("events")
-    }
-    fn begin_capture(&self, _: RawStream) -> Result<()> {
-        self.unsupported("graphs")
-    }
-    fn end_capture(&self, _: RawStream) -> Result<RawGraph> {
-        self.unsupported("graphs")
-    }
-    unsafe fn replay(&self, _: RawGraph, _: RawStream) -> Result<()> {
-        self.unsupported("graphs")
-    }
-    unsafe fn destroy_graph(&self, _: RawGraph) {}
 }

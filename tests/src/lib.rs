@@ -12,6 +12,7 @@ pub mod data;
 pub mod devices;
 pub mod emu;
 pub mod golden;
+pub mod machine;
 pub mod oracle;
 pub mod run;
 

@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use mhc_tests::machine;
 use serde_json::json;
 
 use crate::{
     home::{BUNDLE_MARK, Home},
-    machine, programs,
+    programs,
 };
 
 /// Write a folder with test and bench programs and their data, to be carried to a machine that has no Rust
@@ -43,6 +44,7 @@ step test ./xtask test --level "${LEVEL:-full}"
 if [ -d golden ]; then step golden ./xtask golden golden; fi
 step demo ./xtask demo --out results/demo
 step bench ./xtask bench --save results/bench.json
+if ls /dev/nvidia0 > /dev/null 2>&1; then step bars ./xtask bench --backend cuda --suite bars --save results/bars.json; fi
 [ $failed = 0 ] && echo "everything passed" || echo "something failed"
 exit $failed
 "#;
@@ -54,9 +56,12 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{} is not empty", args.dir.display());
     }
     let tests = programs::tests(&home)?;
-    let bench = programs::bench(&home)?;
+    let benches = ["ops", "gpu"].map(|name| Ok((programs::bundled_bench(name), programs::bench(&home, name)?)));
+    let benches = benches.into_iter().collect::<Result<Vec<_>>>()?;
     copy(&std::env::current_exe().context("this program's own path")?, &args.dir.join("xtask"))?;
-    copy(&bench, &args.dir.join("bin/ops"))?;
+    for (name, path) in &benches {
+        copy(path, &args.dir.join("bin").join(name))?;
+    }
     let mut names = Vec::new();
     for (name, path) in &tests {
         copy(path, &args.dir.join("bin").join(name))?;
@@ -71,7 +76,8 @@ pub fn run(args: &Args) -> Result<()> {
             copy(&path, &args.dir.join("golden").join(path.file_name().context("a file has a name")?))?;
         }
     }
-    let mark = json!({ "version": env!("CARGO_PKG_VERSION"), "date": machine::today(), "tests": names });
+    let (version, date) = (env!("CARGO_PKG_VERSION"), machine::today());
+    let mark = json!({ "version": version, "date": date, "commit": home.commit(), "tests": names });
     fs::write(args.dir.join(BUNDLE_MARK), serde_json::to_string_pretty(&mark)?)?;
     script(&args.dir.join("run.sh"))?;
     println!("wrote {}: carry it over and run ./run.sh there", args.dir.display());

@@ -9,14 +9,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use mhc_core::{AnyOp, DType, DeviceInfo, Level, Problem};
 use mhc_ops::{Report, Stream};
-use mhc_tests::check::Trial;
+use mhc_tests::{check::Trial, machine};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use xshell::cmd;
 
 use crate::{
     home::Home,
-    machine,
     report::{self, markdown_table},
 };
 

@@ -78,9 +78,18 @@ impl Home {
         Ok(shell)
     }
 
-    /// The commit that is checked out, where there is git to ask.
+    /// The commit that is checked out, where there is git to ask, or that the bundle was made of.
     pub fn commit(&self) -> Option<String> {
-        let shell = self.checkout("commit").and_then(|_| self.shell()).ok()?;
-        cmd!(shell, "git rev-parse --short=12 HEAD").quiet().ignore_stderr().read().ok()
+        match self {
+            Self::Checkout(_) => {
+                let shell = self.shell().ok()?;
+                cmd!(shell, "git rev-parse --short=12 HEAD").quiet().ignore_stderr().read().ok()
+            }
+            Self::Bundle(root) => {
+                let mark: serde_json::Value =
+                    serde_json::from_str(&fs::read_to_string(root.join(BUNDLE_MARK)).ok()?).ok()?;
+                Some(mark.get("commit")?.as_str()?.to_string())
+            }
+        }
     }
 }

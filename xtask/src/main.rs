@@ -12,7 +12,6 @@ mod doctor;
 mod golden;
 mod home;
 mod kernels;
-mod machine;
 mod new_op;
 mod programs;
 mod report;

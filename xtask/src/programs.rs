@@ -11,15 +11,20 @@ use xshell::{Cmd, cmd};
 
 use crate::home::{BUNDLE_MARK, Home};
 
-/// The bench program.
-pub fn bench(home: &Home) -> Result<PathBuf> {
+/// The bench program `ops` of the CPU, or `gpu` of GPUs.
+pub fn bench(home: &Home, name: &str) -> Result<PathBuf> {
     match home {
-        Home::Bundle(root) => bundled(root, "ops"),
+        Home::Bundle(root) => bundled(root, &bundled_bench(name)),
         Home::Checkout(_) => {
             let shell = home.shell()?;
-            one(built(cmd!(shell, "cargo bench --package mhc-tests --bench ops --no-run"))?, "ops")
+            one(built(cmd!(shell, "cargo bench --package mhc-tests --bench {name} --no-run"))?, name)
         }
     }
+}
+
+/// What a bench program is called in a bundle, where tests have names of their own.
+pub fn bundled_bench(name: &str) -> String {
+    format!("bench-{name}")
 }
 
 /// The test programs of package mhc-tests with their names.

@@ -10,6 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+use mhc_ops::Probe;
+use mhc_tests::bench::{
+    Bench, COPY, COPY_BYTES,
+    record::{Measured, Record, Row},
+};
 use serde::Deserialize;
 
 use crate::report;
@@ -100,6 +105,34 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Medians in nanoseconds by `<bench>@<device>` as a record.
+pub fn record(
+    commit: Option<String>,
+    probes: &[Probe],
+    times: &BTreeMap<String, f64>,
+    suite: &[Bench],
+) -> Result<Record> {
+    let mut record = Record::new(commit);
+    for info in probes.iter().filter_map(|p| p.found.as_ref().ok()).flatten() {
+        let device = info.id.to_string();
+        let Some(copy) = times.get(&format!("{COPY}@{device}")) else { continue };
+        let copy_gb_s = COPY_BYTES as f64 / copy;
+        record.devices.push(Measured {
+            id: device.clone(),
+            name: info.name.clone(),
+            driver: None,
+            copy_gb_s,
+            gpu: None,
+        });
+        for bench in suite {
+            let ns = times.get(&format!("{}@{device}", bench.id)).with_context(|| bench.id.clone())?;
+            let (id, device, bytes) = (bench.id.clone(), device.clone(), bench.bytes());
+            record.rows.push(Row { id, device, us: ns / 1e3, hot_us: None, bytes, limit: None });
+        }
+    }
+    Ok(record)
 }
 
 /// Every `new/benchmark.json` below `folder`, with the estimates beside it.

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use mhc_core::{AnyOp, Case, DType, DTypeRule, Level, Numerics, OpDesc, Role, Slot, gpu::GpuCaps};
+use mhc_tests::bench::record::Record;
 
 use super::File;
 use crate::{
-    bench::Record,
+    bench,
     doctor::{self, Accuracy},
     report::markdown_table,
 };
@@ -76,14 +77,13 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
     paths.sort();
     for path in paths {
         let file = root.join(path);
-        if path.contains("accuracy") {
-            records.push(Accuracy::load(&file)?);
-        } else {
-            let _ = writeln!(
-                speed,
-                "{}\nEverything that was timed: [{path}]({path}).\n",
-                Record::load(&file)?.highlights()
-            );
+        match path.trim_start_matches(RECORDS).split('-').next() {
+            Some("accuracy") => records.push(Accuracy::load(&file)?),
+            Some("bench" | "bars") => {
+                let shown = bench::highlights(&Record::load(&file)?);
+                let _ = writeln!(speed, "{shown}\nEverything that was timed: [{path}]({path}).\n");
+            }
+            _ => (),
         }
     }
     parts.insert("speed", speed);

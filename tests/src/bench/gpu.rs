@@ -1,0 +1,163 @@
+//! Times on a GPU: medians of replays of a graph between two events of the device, so that neither the host nor the gaps between launches
+//! are in them.
+
+use anyhow::{Result, anyhow};
+use mhc_core::{
+    Dims, Problem, Stream,
+    gpu::{Event, Graph},
+    ops::Expand,
+};
+
+use super::{
+    Bench, Ready, expand,
+    record::{Failed, Gpu, Measured, Record, Row},
+};
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Replays before the first that counts.
+    pub warm: usize,
+    /// Replays of which a time is the median.
+    pub samples: usize,
+    /// Bytes that the copy reads, and writes again.
+    pub copied: usize,
+    /// Bytes rewritten before each cold replay: more than the last level cache.
+    pub flushed: usize,
+}
+
+impl Scale {
+    /// For times that are kept.
+    pub const FULL: Scale = Scale { warm: 3, samples: 40, copied: 1 << 30, flushed: 256 << 20 };
+    /// To see that it runs.
+    pub const TINY: Scale = Scale { warm: 0, samples: 1, copied: 1 << 15, flushed: 1 << 15 };
+}
+
+/// Median times of one replay in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// After other memory was written, so that operands come from memory; that is outside of the measured time.
+    pub cold: f64,
+    /// Right after the replay before.
+    pub hot: f64,
+}
+
+/// Measures on one stream.
+struct Clock {
+    stream: Stream,
+    flush: Ready,
+    events: Vec<(Event, Event)>,
+    warm: usize,
+}
+
+impl Clock {
+    fn new(stream: &Stream, scale: Scale) -> Result<Self> {
+        // Written eight times as much as read.
+        const STREAMS: usize = 8;
+        let flush = Bench::new("flush", vec![expand(scale.flushed / STREAMS, STREAMS)]);
+        let events = (0..scale.warm + scale.samples).map(|_| Ok((Event::new(stream)?, Event::new(stream)?)));
+        let flush = Ready::new(stream, &flush, false)?;
+        Ok(Self { stream: stream.clone(), flush, events: events.collect::<Result<_>>()?, warm: scale.warm })
+    }
+
+    fn times(&mut self, bench: &Bench) -> Result<Times> {
+        let mut work = Ready::new(&self.stream, bench, false)?;
+        // Once by itself: what is wrong with a launch is not hidden in a graph, and everything is loaded.
+        work.prepare()?;
+        work.run()?;
+        self.stream.sync()?;
+        let mut graph = Graph::capture(&self.stream, || work.run())?;
+        let (cold, hot) = (self.median(&mut graph, true)?, self.median(&mut graph, false)?);
+        drop((graph, work));
+        Ok(Times { cold, hot })
+    }
+
+    fn median(&mut self, graph: &mut Graph, flush: bool) -> Result<f64> {
+        for (start, end) in &self.events {
+            if flush {
+                self.flush.run()?;
+            }
+            start.record(&self.stream)?;
+            // SAFETY: `times` keeps the operands until after this, and only this stream uses them.
+            unsafe { graph.replay(&self.stream)? };
+            end.record(&self.stream)?;
+        }
+        self.stream.sync()?;
+        let us = |(start, end): &(Event, Event)| Ok(f64::from(end.elapsed_ms(start)?) * 1e3);
+        let mut times = self.events[self.warm..].iter().map(us).collect::<Result<Vec<_>>>()?;
+        times.sort_by(f64::total_cmp);
+        let n = times.len();
+        Ok((times[(n - 1) / 2] + times[n / 2]) / 2.0)
+    }
+}
+
+/// What `each` is told as soon as it is known.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// What a copy reaches, and what an empty graph takes.
+    Device(&'a Measured),
+    /// A time.
+    Row(&'a Row),
+    /// No time.
+    Failed(&'a Failed),
+}
+
+/// Times every bench on a GPU. One that fails is noted and does not keep the others from being timed.
+pub fn measure(
+    record: &mut Record,
+    stream: &Stream,
+    benches: &[Bench],
+    scale: Scale,
+    mut each: impl FnMut(&Measured, News<'_>),
+) -> Result<()> {
+    let mut clock = Clock::new(stream, scale)?;
+    let info = stream.device().info();
+    let device = info.id.to_string();
+    let copy = Bench::new("copy", vec![expand(scale.copied, 1)]);
+    let empty = Bench::new("empty", vec![Problem::new(Expand, Dims::new(1, 1, 8), mhc_core::DType::F32)]);
+    let gpu = Gpu {
+        samples: scale.samples,
+        copy_bytes: copy.bytes(),
+        flushed_bytes: scale.flushed as u64,
+        empty_graph_us: clock.times(&empty)?.cold,
+        first_calls: Vec::new(),
+    };
+    let measured = Measured {
+        id: device.clone(),
+        name: info.name.clone(),
+        driver: driver(stream),
+        copy_gb_s: copy.bytes() as f64 / clock.times(&copy)?.cold / 1e3,
+        gpu: Some(gpu),
+    };
+    each(&measured, News::Device(&measured));
+    record.devices.push(measured.clone());
+    for bench in benches {
+        let (id, device, bytes, limit) = (bench.id.clone(), device.clone(), bench.bytes(), bench.limit);
+        match clock.times(bench) {
+            Ok(Times { cold, hot }) => {
+                let row = Row { id, device, us: cold, hot_us: Some(hot), bytes, limit };
+                each(&measured, News::Row(&row));
+                record.rows.push(row);
+            }
+            Err(e) => {
+                let failed = Failed { id, device, why: format!("{e:#}") };
+                each(&measured, News::Failed(&failed));
+                record.failed.push(failed);
+                stream.sync().map_err(|e| anyhow!("the device is lost: {e}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's driver where it says so, else what the device's notes say of a driver.
+pub fn driver(stream: &Stream) -> Option<String> {
+    let version = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let number = |text: String| {
+        let words = text.lines().next()?.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+        words.into_iter().find(|w| w.split('.').count() >= 2 && w.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let info = stream.device().info();
+    let noted = || Some(info.notes.iter().find(|(name, _)| name.contains("driver"))?).map(|(n, v)| format!("{n} {v}"));
+    version.filter(|_| info.id.backend == "cuda").and_then(number).or_else(noted)
+}
