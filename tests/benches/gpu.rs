@@ -14,7 +14,7 @@ use mhc_tests::{
     bench::{
         self, Bench, bars, first,
         gpu::{self, News, Scale},
-        record::{FirstCall, Measured, Record},
+        record::{Failed, FirstCall, Measured, Record},
     },
     devices,
 };
@@ -43,11 +43,9 @@ fn main() -> Result<()> {
             continue;
         }
         gpu::measure(&mut record, &stream, &benches, scale()?, tell)?;
-        let of_this = record.devices.last_mut().and_then(|d| d.gpu.as_mut());
         // The emulator is not found by name.
-        if let Some(of_this) = of_this.filter(|_| mhc_ops::open(&subject.name).is_ok()) {
-            of_this.first_calls = first::calls(&subject.name)?;
-            of_this.first_calls.iter().for_each(tell_first);
+        if mhc_ops::open(&subject.name).is_ok() {
+            first_calls(&mut record, &subject.name);
         }
     }
     if let Some(file) = set("MHC_BENCH_OUT") {
@@ -109,9 +107,21 @@ fn tell(device: &Measured, news: News<'_>) {
     }
 }
 
-fn tell_first(c: &FirstCall) {
-    println!(
-        "first call of {}: {:.3} ms, then {:.3} ms; opening took {:.0} ms",
-        c.id, c.first_ms, c.second_ms, c.open_ms
-    );
+/// Adds the first calls of processes on the device that was measured last.
+fn first_calls(record: &mut Record, device: &str) {
+    let calls = match first::calls(device) {
+        Ok(calls) => calls,
+        Err(e) => {
+            let failed = Failed { id: "first call".into(), device: device.into(), why: format!("{e:#}") };
+            println!("{} FAILED: {}", failed.id, failed.why);
+            record.failed.push(failed);
+            return;
+        }
+    };
+    for FirstCall { id, open_ms, first_ms, second_ms, .. } in &calls {
+        println!("first call of {id}: {first_ms:.3} ms, then {second_ms:.3} ms; opening took {open_ms:.0} ms");
+    }
+    if let Some(gpu) = record.devices.last_mut().and_then(|d| d.gpu.as_mut()) {
+        gpu.first_calls = calls;
+    }
 }
