@@ -4,6 +4,7 @@
 //! `compare` judges one output, `check` does all of it for one problem; `golden` reads cases that other implementations produced,
 //! `devices` lists what is tested here. `xtask` (goldens, doctor, benches) and the test binaries are made of these.
 
+pub mod batch;
 pub mod bench;
 pub mod cases;
 pub mod check;

@@ -1,11 +1,10 @@
 //! The same numbers, bit for bit, whatever the number of threads, the run, the neighbours in the batch, and the place in it.
 
-use core::ops::Range;
-
 use anyhow::{Result, bail};
-use mhc_core::{Axis, DType, Problem, Slot, Stream};
+use mhc_core::{Axis, DType, Problem, Stream};
 use mhc_cpu::Level;
 use mhc_tests::{
+    batch::take,
     cases, check,
     check::Trial,
     data::{self, Operands},
@@ -69,16 +68,6 @@ fn neighbours_change_nothing() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A range of tokens of an operand whose elements are `size` entries each; all of it if it has no tokens.
-fn take<V: Copy>(slot: &Slot, p: &Problem, values: &[V], size: usize, tokens: &Range<usize>) -> Vec<V> {
-    let Some(axis) = slot.axes.iter().position(|a| *a == Axis::T).filter(|_| !values.is_empty()) else {
-        return values.to_vec();
-    };
-    let inner = slot.shape(&p.dims)[axis + 1..].iter().product::<usize>() * size;
-    let outer = values.chunks(inner * p.dims.tokens);
-    outer.flat_map(|v| &v[tokens.start * inner..tokens.end * inner]).copied().collect()
 }
 
 /// Kernels whose sums over tokens have several partial sums are right, too, and so are their strided forms.

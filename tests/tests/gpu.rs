@@ -1,14 +1,18 @@
-//! What GPUs do besides operators: graphs, events, pinned memory, foreign streams, running out of memory. Without a GPU it says so.
+//! What GPUs do besides operators: graphs, events, pinned memory, foreign streams, running out of memory; and what holds of all of their
+//! kernels: the same bits in every batch and on every stream, and everything that is timed runs. Without a GPU it says so.
 
 use std::{sync::Arc, thread};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use mhc_core::{
-    DType, Device, Dims, Error, Problem, Stream, Tensor,
+    AnyOp, DType, Device, Dims, Error, Problem, Stream, Tensor,
     gpu::{Event, Graph, Pinned},
     ops::Post,
 };
-use mhc_tests::devices;
+use mhc_tests::{
+    batch, cases, check, data, devices,
+    run::{How, run},
+};
 
 type Outcome = Result<(), Failed>;
 
@@ -34,6 +38,16 @@ fn main() -> anyhow::Result<()> {
         for (name, run) in TRIALS {
             let device = subject.device.clone();
             trials.push(Trial::test(format!("gpu/{name}@{}", subject.name), move || run(&device)));
+        }
+        for desc in AnyOp::all_descs() {
+            if !desc.name.ends_with("_bwd") {
+                let device = subject.device.clone();
+                let name = format!("gpu/batches/{}@{}", desc.name, subject.name);
+                trials.push(Trial::test(name, move || batches(&device, desc.name)));
+            }
+            let device = subject.device.clone();
+            let name = format!("gpu/streams/{}@{}", desc.name, subject.name);
+            trials.push(Trial::test(name, move || streams(&device, desc.name)));
         }
     }
     if trials.is_empty() {
@@ -199,5 +213,59 @@ fn memory_is_reused(device: &Arc<dyn Device>) -> Outcome {
         addresses.insert(Tensor::empty(&stream, DType::F32, &[1 << 24])?.view().raw().ptr);
     }
     assert!(addresses.len() < 100, "{} different addresses in 1000 allocations", addresses.len());
+    Ok(())
+}
+
+/// The emulator does in minutes what a GPU does in milliseconds.
+fn is_emulated(device: &Arc<dyn Device>) -> bool {
+    device.info().id.backend == "emu"
+}
+
+/// A token has the same bits alone, among 17 and among 4096, at whatever place: every forward operator with every set of attributes, at
+/// sizes for which devices have kernels of their own and at odd ones.
+fn batches(device: &Arc<dyn Device>, op: &str) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let (tokens, sizes): (usize, &[_]) = match is_emulated(device) {
+        true => (67, &[(4, 72), (3, 33)]),
+        false => (4096, &[(4, 2560), (8, 640), (3, 130)]),
+    };
+    let parts = [0..1, tokens / 2 + 1..tokens / 2 + 2, tokens - 1..tokens, 0..17, tokens / 3..tokens / 3 + 17];
+    for act in DType::ALL {
+        for (problem, &(streams, channels)) in
+            cases::one_per_tag(act).iter().flat_map(|p| sizes.iter().map(move |s| (p, s)))
+        {
+            if problem.op.desc().name != op || (act != DType::F32 && !problem.has_streams()) {
+                continue;
+            }
+            let dims = Dims { tokens, streams, channels, ..problem.dims };
+            batch::invariant(&stream, &Problem { dims, ..problem.clone() }, &parts).map_err(|e| format!("{e:#}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Four streams at the same time, three times each: the bits of a run alone. Forward and backward, sums over many tokens included.
+fn streams(device: &Arc<dyn Device>, op: &str) -> Outcome {
+    let alone = Stream::new(device.clone())?;
+    let (tokens, rounds) = if is_emulated(device) { (19, 1) } else { (1025, 3) };
+    for act in [DType::Bf16, DType::F32] {
+        let problems = cases::one_each(act).into_iter().filter(|p| p.op.desc().name == op);
+        for mut p in problems.filter(|p| act == DType::F32 || p.has_streams()) {
+            p.dims = Dims { tokens, channels: 128, ..p.dims };
+            let operands = data::operands(&p, data::seed(&p.to_string()))?;
+            let first = run(&alone, &p, &operands, How::PLAIN)?;
+            let again = || -> anyhow::Result<()> {
+                let stream = Stream::new(device.clone())?;
+                (0..rounds).try_for_each(|_| check::same(&p, &first, &run(&stream, &p, &operands, How::PLAIN)?))
+            };
+            thread::scope(|scope| {
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(again)).collect();
+                let end = |one: thread::ScopedJoinHandle<'_, anyhow::Result<()>>| {
+                    one.join().map_err(|_| "a thread panicked".to_string())?.map_err(|e| format!("{e:#}"))
+                };
+                all.into_iter().try_for_each(end)
+            })?;
+        }
+    }
     Ok(())
 }

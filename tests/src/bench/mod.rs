@@ -14,7 +14,7 @@ use mhc_core::{
     ops::{Expand, Post, PostBwd, Pre, PreBwd},
 };
 
-pub use operands::Ready;
+pub use operands::{Noise, Ready};
 use record::Limit;
 
 /// A training step's tokens, a smaller one, and one token of a decoder.

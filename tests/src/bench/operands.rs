@@ -135,16 +135,19 @@ impl Set {
 }
 
 /// Random numbers, drawn once and repeated: drawing takes longer than any operator.
-struct Noise(Vec<f64>);
+#[derive(Debug)]
+pub struct Noise(Vec<f64>);
 
 impl Noise {
-    fn new() -> Self {
+    /// Draws them.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
         // A length that no row divides, so that rows differ.
         Self(Rng::new(1).normals(100_003))
     }
 
     /// `len` elements as bytes.
-    fn fill(&self, len: usize, dtype: mhc_core::DType, fill: Fill) -> Vec<u8> {
+    pub fn fill(&self, len: usize, dtype: mhc_core::DType, fill: Fill) -> Vec<u8> {
         let map = |v: &f64| match fill {
             Fill::Normal { std } => std * v,
             Fill::Uniform { lo, hi } => lo + (hi - lo) * v.rem_euclid(1.0),
