@@ -103,7 +103,7 @@ impl EmuDriver {
         let mut process = Command::new(server)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0")
+            .env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1")
             .spawn()
             .map_err(|e| failed("start the emulator", e))?;
         let (Some(to), Some(from)) = (process.stdin.take(), process.stdout.take()) else {
