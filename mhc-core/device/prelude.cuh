@@ -170,7 +170,7 @@ DEVICE float exponential(float v) {
 // 1 / (1 + e^-v), without overflow on either side.
 DEVICE float sigmoid(float v) {
     const float e = exponential(v < 0.0f ? v : -v);
-    return (v < 0.0f ? e : 1.0f) / (1.0f + e);
+    return (v < 0.0f ? e : 1.0f) * reciprocal(1.0f + e);
 }
 
 // ln v for normal v > 0, within one unit in the last place: the exponent, and a polynomial around 1.

@@ -33,6 +33,8 @@ struct PreCluster {
 // Streams, columns of φ, tokens of a tile, warps that multiply and that make coefficients; floats of a token's partial sums: the
 // columns, Σx², and 3 to fill 16 bytes.
 static const u32 N = 4, P = N * (N + 2), TILE = 16, MULTIPLY = 8, COPY = 1, COEFFICIENTS = 3, SUMS = P + 4;
+// Tiles whose matrices one warp makes doubly stochastic together.
+static const u32 GROUP = 4;
 static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
 
 // Where things lie in a block's shared memory.
@@ -66,30 +68,52 @@ struct Turn {
     }
 };
 
-// The part of φ of a multiplying warp: BLOCKS blocks of 32 channels, each as two slabs of 16 for three times 8 columns.
+// Word i of lane q and word q of lane i change places, in each four lanes.
+DEVICE void transpose(u32 (&w)[4], u32 q) {
+#pragma unroll
+    for (u32 d = 1; d < 4; d *= 2) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            if (i & d) continue;
+            const u32 got = __shfl_xor_sync(0xffffffffu, q & d ? w[i] : w[i | d], d);
+            (q & d ? w[i] : w[i | d]) = got;
+        }
+    }
+}
+
+// The part of φ of a multiplying warp: BLOCKS blocks of 32 channels for three times 8 columns, word 2·s + h for half h of slab s of 16.
 template <u32 BLOCKS> struct Weights {
-    u32 hi[BLOCKS][2][P / 8][2], lo[BLOCKS][2][P / 8][2];
+    u32 hi[BLOCKS][P / 8][4], lo[BLOCKS][P / 8][4];
 
     DEVICE_MEMBER void load(const PreCluster& a, const Layout& l, u32 warp, u32 lane) {
         const u32 per_stream = l.part_channels / 32;
 #pragma unroll
         for (u32 b = 0; b < BLOCKS; ++b) {
             const u32 block = warp * BLOCKS + b;
-            const bool there = block < N * per_stream;
-            const u64 k = (u64)(block / per_stream) * a.channels + l.rank * l.part_channels + block % per_stream * 32 + lane % 4 * 2;
+            const u64 k = (u64)(block / per_stream) * a.channels + l.rank * l.part_channels + block % per_stream * 32 + lane % 4 * 8;
 #pragma unroll
-            for (u32 slab = 0; slab < 2; ++slab) {
+            for (u32 tile = 0; tile < P / 8; ++tile) {
+                float f[8] = {};
+                if (block < N * per_stream) {
+                    ::load(a.phi.at(tile * 8 + lane / 4) + k, f);
+                    if (a.weight) {
+                        float w[8];
+                        ::load(a.weight + k, w);
 #pragma unroll
-                for (u32 tile = 0; tile < P / 8; ++tile) {
-#pragma unroll
-                    for (u32 half = 0; half < 2; ++half) {
-                        const u64 at = k + slab * 16 + half * 8;
-                        float f[2] = {}, w[2] = {1.0f, 1.0f};
-                        if (there) ::load(a.phi.at(tile * 8 + lane / 4) + at, f);
-                        if (there && a.weight) ::load(a.weight + at, w);
-                        split_bf16(f[0] * w[0], f[1] * w[1], hi[b][slab][tile][half], lo[b][slab][tile][half]);
+                        for (u32 e = 0; e < 8; ++e) f[e] *= w[e];
                     }
                 }
+#pragma unroll
+                for (u32 e = 0; e < 4; ++e) split_bf16(f[2 * e], f[2 * e + 1], hi[b][tile][e], lo[b][tile][e]);
+            }
+        }
+        // A lane has read 8 neighbours, which come in whole sectors; products want 2 of each 8.
+#pragma unroll
+        for (u32 b = 0; b < BLOCKS; ++b) {
+#pragma unroll
+            for (u32 tile = 0; tile < P / 8; ++tile) {
+                transpose(hi[b][tile], lane % 4);
+                transpose(lo[b][tile], lane % 4);
             }
         }
     }
@@ -113,9 +137,9 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
             u32 x[4];
             load_matrices(x, slot + block / 2 * (TILE * 128) + piece(row, block % 2 * 4 + slab * 2 + lane / 16));
 #pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(acc[tile], x, phi.hi[b][slab][tile][0], phi.hi[b][slab][tile][1]);
+            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(acc[tile], x, phi.hi[b][tile][2 * slab], phi.hi[b][tile][2 * slab + 1]);
 #pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(low[tile], x, phi.lo[b][slab][tile][0], phi.lo[b][slab][tile][1]);
+            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(low[tile], x, phi.lo[b][tile][2 * slab], phi.lo[b][tile][2 * slab + 1]);
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) {
                 const float v = bits_to_float(x[e] << 16), w = bits_to_float(x[e] & 0xffff0000u);
@@ -223,7 +247,7 @@ DEVICE void copy(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters
     cluster_wait();
 }
 
-// H_res of up to 4 tokens, one a lane; where logits lie far apart, the whole warp in f64 with `far` of its own.
+// H_res, a token a lane; where logits lie far apart, the whole warp in f64 with `far` of its own.
 DEVICE void mixing(const PreCluster& a, const float (&logits)[N * N], u64 token, bool mine, u32 far) {
     const auto in = [&](u32 i, u32 j) { return logits[i * N + j]; };
     const bool wide = mine && far_apart<false>(N, in);
@@ -244,45 +268,74 @@ DEVICE void mixing(const PreCluster& a, const float (&logits)[N * N], u64 token,
     }
 }
 
+// What a lane knows of its column.
+struct Column {
+    float alpha, bias, per_row;
+
+    DEVICE_MEMBER Column(const PreCluster& a, u32 lane) {
+        alpha = a.alpha[lane < N ? 0 : lane < 2 * N ? 1 : 2];
+        bias = lane < P ? a.bias[lane] : 0.0f;
+        per_row = 1.0f / (float)(N * a.channels);
+    }
+};
+
+// One token that this block owns: H_pre to all blocks of the cluster, the rest to memory. Returns the lane's coefficient before σ.
+DEVICE float token_coefficients(const PreCluster& a, const Layout& l, const Column& column, u32 slot, u32 t, u64 token) {
+    const u32 lane = thread_index() % 32, owned = TILE / l.ranks;
+    const u32 from = l.sums + slot * SUMS_BYTES + (t * SUMS + smaller(lane, P)) * 4;
+    // All loads first, then the sum in the order of the ranks.
+    float part[16], sum = 0.0f;
+#pragma unroll
+    for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + r * owned * SUMS * 4) : 0.0f;
+#pragma unroll
+    for (u32 r = 0; r < 16; ++r) sum += part[r];
+    const float rho = 1.0f / square_root(fused(shuffle(sum, P), column.per_row, a.rms_eps));
+    const float z = rho * sum, v = fused(column.alpha, z, column.bias), gate = sigmoid(v), pre = gate + a.pre_eps;
+    const float h[4] = {shuffle(pre, 0), shuffle(pre, 1), shuffle(pre, 2), shuffle(pre, 3)};
+    if (lane < l.ranks) {
+        const u32 to = l.h_pre + (slot * TILE + l.rank * owned + t) * 16;
+        send(address_in(to, lane), h, address_in(l.sent + slot * 8, lane));
+    }
+    if (token < a.tokens) {
+        if (lane < P) a.z.at(token)[lane] = z;
+        if (lane < 2 * N) a.mixes.at(token)[lane] = lane < N ? pre : a.post_mult * gate;
+        if (lane == 0 && a.inv_rms) a.inv_rms[token] = rho;
+    }
+    return v;
+}
+
+// The warps take groups of tiles in turn: first what the blocks wait for, tile by tile, then Sinkhorn for the whole group, during which
+// the next warp goes on. One warp's tiles come after the other's, or else a wait might take an old phase of a slot for its own.
 DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
     const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - COPY, owned = TILE / l.ranks;
-    const float alpha = a.alpha[lane < N ? 0 : lane < 2 * N ? 1 : 2], bias = lane < P ? a.bias[lane] : 0.0f;
-    const float row = (float)(N * a.channels);
+    const Column column(a, lane);
     cluster_wait();
     Turn now;
-    for (u32 k = 0; k < tiles; ++k, now.next(l.slots)) {
-        if (k % COEFFICIENTS != me) continue;
-        const u64 first = (cluster + k * clusters) * TILE + l.rank * owned;
-        barrier_wait_cluster(l.summed + now.slot * 8, now.parity);
+    for (u32 k0 = 0; k0 < tiles; k0 += GROUP) {
+        if (k0 / GROUP % COEFFICIENTS != me) {
+            for (u32 k = 0; k < GROUP; ++k) now.next(l.slots);
+            continue;
+        }
+        if (k0 > 0) named_sync(2 + me, 64);
         float logits[N * N] = {};
-        for (u32 t = 0; t < owned; ++t) {
-            const u32 from = l.sums + now.slot * SUMS_BYTES + (t * SUMS + smaller(lane, P)) * 4;
-            // All loads first, then the sum in the order of the ranks.
-            float part[16], sum = 0.0f;
+        for (u32 k = k0; k < k0 + GROUP && k < tiles; ++k) {
+            const u64 first = (cluster + k * clusters) * TILE + l.rank * owned;
+            barrier_wait_cluster(l.summed + now.slot * 8, now.parity);
+            for (u32 t = 0; t < owned; ++t) {
+                const float v = token_coefficients(a, l, column, now.slot, t, first + t);
 #pragma unroll
-            for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + r * owned * SUMS * 4) : 0.0f;
-#pragma unroll
-            for (u32 r = 0; r < 16; ++r) sum += part[r];
-            const float rho = 1.0f / square_root(shuffle(sum, P) / row + a.rms_eps);
-            const float z = rho * sum, v = fused(alpha, z, bias), gate = sigmoid(v), pre = gate + a.pre_eps;
-            const float h[4] = {shuffle(pre, 0), shuffle(pre, 1), shuffle(pre, 2), shuffle(pre, 3)};
-            if (lane < l.ranks) {
-                const u32 to = l.h_pre + (now.slot * TILE + l.rank * owned + t) * 16;
-                send(address_in(to, lane), h, address_in(l.sent + now.slot * 8, lane));
+                for (u32 e = 0; e < N * N; ++e) {
+                    const float logit = shuffle(v, 2 * N + e);
+                    if (lane == (k - k0) * owned + t) logits[e] = logit;
+                }
             }
-            if (first + t < a.tokens) {
-                if (lane < P) a.z.at(first + t)[lane] = z;
-                if (lane < 2 * N) a.mixes.at(first + t)[lane] = lane < N ? pre : a.post_mult * gate;
-                if (lane == 0 && a.inv_rms) a.inv_rms[first + t] = rho;
-            }
-#pragma unroll
-            for (u32 e = 0; e < N * N; ++e) {
-                const float logit = shuffle(v, 2 * N + e);
-                if (lane == t) logits[e] = logit;
-            }
+            now.next(l.slots);
         }
         wave_barrier();
-        mixing(a, logits, first + lane, lane < owned && first + lane < a.tokens, l.far + me * FAR_BYTES);
+        if (k0 + GROUP < tiles) named_arrive(2 + (me + 1) % COEFFICIENTS, 64);
+        const u32 k = k0 + lane / owned;
+        const u64 token = (cluster + k * clusters) * TILE + l.rank * owned + lane % owned;
+        mixing(a, logits, token, lane < GROUP * owned && k < tiles && token < a.tokens, l.far + me * FAR_BYTES);
     }
 }
 

@@ -28,7 +28,9 @@ template <class E, u32 N, u32 V, bool WIDE> DEVICE void aggregate_fwd_token(cons
 
 template <class E, u32 N, bool WIDE> DEVICE void aggregate_fwd(const AggregateFwd<E>& a) {
     const u32 n = streams<N>(a.n), V = Width<E>::V;
-    for (u64 t = block_x(); t < a.tokens; t += blocks_x()) {
+    // The last tokens first: where a projection went before, they are what the cache still has.
+    for (u64 b = block_x(); b < a.tokens; b += blocks_x()) {
+        const u64 t = a.tokens - 1 - b;
         aggregate_fwd_token<E, N, V, WIDE>(a, t, n);
     }
 }

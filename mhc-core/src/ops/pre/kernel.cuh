@@ -46,7 +46,9 @@ template <class E, u32 N, u32 V, bool WIDE> DEVICE void pre_norm_token(const Pre
 template <class E, u32 N, bool WIDE> DEVICE void pre_norm(const PreNorm<E>& a) {
     SHARED float scratch[MAX_WAVES];
     const u32 n = streams<N>(a.n), V = Width<E>::V;
-    for (u64 t = block_x(); t < a.tokens; t += blocks_x()) {
+    // The last tokens first: where a projection went before, they are what the cache still has.
+    for (u64 b = block_x(); b < a.tokens; b += blocks_x()) {
+        const u64 t = a.tokens - 1 - b;
         pre_norm_token<E, N, V, WIDE>(a, t, n, scratch);
     }
 }

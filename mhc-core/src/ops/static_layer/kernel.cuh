@@ -162,7 +162,9 @@ template <class E, u32 N, bool WIDE> DEVICE void layer_fwd(const LayerFwd<E>& a)
     SHARED float h[32 * 34];
     SHARED float scratch[MAX_WAVES];
     const u32 n = streams<N>(a.n), V = Width<E>::V;
-    for (u64 t = block_x(); t < a.tokens; t += blocks_x()) {
+    // The last tokens first: where a projection went before, they are what the cache still has.
+    for (u64 b = block_x(); b < a.tokens; b += blocks_x()) {
+        const u64 t = a.tokens - 1 - b;
         layer_weights<N>(n, a.mixes.at(t), a.from_to, h);
         if constexpr (Kept<N>::COUNT > 0) {
             layer_fwd_few<E, N, V, WIDE>(a, t, h, scratch);
