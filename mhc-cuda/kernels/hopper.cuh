@@ -59,6 +59,9 @@ DEVICE void tensor_load(u32 to, const TensorMap& map, const u32 (&at)[4], u32 ba
         : "memory");
 }
 
+// Orders what this thread wrote to shared memory before what tensor copies write there later.
+DEVICE void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Four matrices of 8 × 8 elements of 16 bits: lane l names row l % 8 of matrix l / 8.
 DEVICE void load_matrices(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
@@ -74,9 +77,17 @@ DEVICE float shared_load(u32 address) {
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
     return v;
 }
+DEVICE void shared_store(u32 address, const u32 (&v)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+}
 DEVICE void shared_store(u32 address, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory"); }
 DEVICE void shared_store(u32 address, float v, float w) {
     asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(v), "f"(w) : "memory");
+}
+
+// 16 bytes that nobody here reads again. The compiler would take four instructions.
+DEVICE void global_store(void* p, const u32 (&v)[4]) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
 // Moves registers between warpgroups; every warp of a group of four must call it with the same number.

@@ -1,4 +1,4 @@
-// pre_cluster: `pre` for 4 streams of bf16 in one pass over x.
+// pre_cluster, post_pre_cluster: `pre` for 4 streams of bf16 in one pass over x, and `post` of the sub-layer before in the same pass.
 //
 // Math      z_j = ρ·Σ_k φ[j,k]·w[k]·x[k], ρ = (Σ_k x[k]²/K + ε)^(-1/2); coefficients as in coefficients.cuh; layer_input = Σ_i H_pre[i]·x_i
 // Operands  x [T, 4, C] bf16, rows at multiples of 16 bytes; layer_input [T, C] bf16; φ [24, 4C], z, mixes [T, 24] f32.
@@ -17,8 +17,10 @@
 #include "mma.cuh"
 #include "sinkhorn.cuh"
 
+// The last five: for post_pre, where x, y and their coefficients `before` are the operands of `post`, and what is projected and mixed
+// is x_next, which is written too.
 struct PreCluster {
-    TensorMap x;
+    TensorMap x, y;
     Rows<const float> phi;
     const float *weight, *alpha, *bias;
     Rows<bf16> layer_input;
@@ -28,6 +30,9 @@ struct PreCluster {
     alignas(8) u32 channels, slots;
     Form form;
     alignas(8) float pre_eps, post_mult, rms_eps;
+    Rows<const float> before;
+    Streams<bf16> x_next;
+    alignas(8) u32 from_to;
 };
 
 // Streams, columns of φ, tokens of a tile, warps that multiply and that make coefficients; floats of a token's partial sums: the
@@ -42,9 +47,10 @@ struct Layout {
     u32 slot, rank, ranks, part_channels, slots;
     u32 base, reduce, sums, h_pre, far, full, empty, summed, sent;
 
-    DEVICE_MEMBER Layout(u32 shared, u32 channels, u32 slots, u32 ranks) : rank(cluster_rank()), ranks(ranks), slots(slots) {
+    // A slot has the tile's streams, one after the other, then its y.
+    DEVICE_MEMBER Layout(u32 shared, u32 channels, u32 slots, u32 ranks, bool post) : rank(cluster_rank()), ranks(ranks), slots(slots) {
         part_channels = channels / ranks;
-        slot = part_channels * N * TILE * 2;
+        slot = part_channels * (N + post) * TILE * 2;
         base = (shared + 1023) / 1024 * 1024;
         reduce = base + slots * slot;
         sums = reduce + 2 * MULTIPLY * SUMS_BYTES;
@@ -85,23 +91,22 @@ DEVICE void transpose(u32 (&w)[4], u32 q) {
 template <u32 BLOCKS> struct Weights {
     u32 hi[BLOCKS][P / 8][4], lo[BLOCKS][P / 8][4];
 
-    DEVICE_MEMBER void load(const PreCluster& a, const Layout& l, u32 warp, u32 lane) {
+    // Blocks past the last are not multiplied, and read as the last; without branches, so that all loads are on their way together.
+    template <bool WEIGHT> DEVICE_MEMBER void load(const PreCluster& a, const Layout& l, u32 warp, u32 lane) {
         const u32 per_stream = l.part_channels / 32;
 #pragma unroll
         for (u32 b = 0; b < BLOCKS; ++b) {
-            const u32 block = warp * BLOCKS + b;
+            const u32 block = smaller(warp * BLOCKS + b, N * per_stream - 1);
             const u64 k = (u64)(block / per_stream) * a.channels + l.rank * l.part_channels + block % per_stream * 32 + lane % 4 * 8;
 #pragma unroll
             for (u32 tile = 0; tile < P / 8; ++tile) {
-                float f[8] = {};
-                if (block < N * per_stream) {
-                    ::load(a.phi.at(tile * 8 + lane / 4) + k, f);
-                    if (a.weight) {
-                        float w[8];
-                        ::load(a.weight + k, w);
+                float f[8];
+                ::load(a.phi.at(tile * 8 + lane / 4) + k, f);
+                if (WEIGHT) {
+                    float w[8];
+                    ::load(a.weight + k, w);
 #pragma unroll
-                        for (u32 e = 0; e < 8; ++e) f[e] *= w[e];
-                    }
+                    for (u32 e = 0; e < 8; ++e) f[e] *= w[e];
                 }
 #pragma unroll
                 for (u32 e = 0; e < 4; ++e) split_bf16(f[2 * e], f[2 * e + 1], hi[b][tile][e], lo[b][tile][e]);
@@ -198,23 +203,79 @@ DEVICE void mix_slot(const PreCluster& a, const Layout& l, u32 slot, u32 h_pre, 
 #pragma unroll
             for (u32 e = 0; e < 8; ++e) sum[e] = fused(h[i], v[e], sum[e]);
         }
-        store(a.layer_input.at(first_token + token) + l.rank * l.part_channels + group * 64 + item % 8 * 8, sum);
+        Packed<bf16, 8> out;
+        out.set(sum);
+        global_store(a.layer_input.at(first_token + token) + l.rank * l.part_channels + group * 64 + item % 8 * 8, out.w);
     }
 }
 
-template <u32 BLOCKS> DEVICE void multiply_and_mix(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+// The weights of `post` for the token that a thread has in every tile.
+struct PostWeights {
+    float res[N][N], post[N];
+
+    DEVICE_MEMBER void load(const PreCluster& a, u64 first_token) {
+        const u64 token = first_token + thread_index() / 8 % TILE;
+        const float* h = a.before.at(token < a.tokens ? token : a.tokens - 1);
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) {
+            post[i] = h[N + i];
+#pragma unroll
+            for (u32 j = 0; j < N; ++j) res[i][j] = h[2 * N + mix_index(N, a.from_to, i, j)];
+        }
+    }
+};
+
+// x_next of a slot in place of its x, and to memory.
+DEVICE void post_slot(const PreCluster& a, const Layout& l, u32 slot, const PostWeights& h, u64 first_token) {
+    const u32 stream = l.part_channels * TILE * 2, token = thread_index() / 8 % TILE;
+    for (u32 item = thread_index(); item < TILE * l.part_channels / 8; item += MULTIPLY * 32) {
+        const u32 group = item / (8 * TILE), at = slot + group * (TILE * 128) + piece(token, item % 8);
+        Packed<bf16, 8> x[N], y;
+        shared_load(y.w, at + N * stream);
+#pragma unroll
+        for (u32 j = 0; j < N; ++j) shared_load(x[j].w, at + j * stream);
+        float v[N + 1][8];
+        y.get(v[N]);
+#pragma unroll
+        for (u32 j = 0; j < N; ++j) x[j].get(v[j]);
+#pragma unroll
+        for (u32 i = 0; i < N; ++i) {
+            float sum[8];
+#pragma unroll
+            for (u32 e = 0; e < 8; ++e) {
+                sum[e] = h.post[i] * v[N][e];
+#pragma unroll
+                for (u32 j = 0; j < N; ++j) sum[e] = fused(h.res[i][j], v[j][e], sum[e]);
+            }
+            Packed<bf16, 8> out;
+            out.set(sum);
+            shared_store(at + i * stream, out.w);
+            if (first_token + token >= a.tokens) continue;
+            global_store(a.x_next.at(first_token + token).at(i) + l.rank * l.part_channels + group * 64 + item % 8 * 8, out.w);
+        }
+    }
+}
+
+template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
     const u32 warp = thread_index() / 32, lane = thread_index() % 32, behind = l.slots > 3 ? 2 : 1;
     Weights<BLOCKS> phi;
-    phi.load(a, l, warp, lane);
+    a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
     cluster_wait();
     Turn now, then;
     for (u32 k = 0; k < tiles + behind; ++k) {
         if (k < tiles) {
+            const u64 first_token = (cluster + k * clusters) * TILE;
+            PostWeights h;
+            if (POST) h.load(a, first_token);
             if (thread_index() == 0) {
                 barrier_expect(l.summed + now.slot * 8, SUMS_BYTES);
                 barrier_expect(l.sent + now.slot * 8, TILE * 16);
             }
             barrier_wait(l.full + now.slot * 8, now.parity);
+            if (POST) {
+                post_slot(a, l, l.base + now.slot * l.slot, h, first_token);
+                named_sync(1, MULTIPLY * 32);
+            }
             const u32 partial = l.reduce + k % 2 * (MULTIPLY * SUMS_BYTES);
             multiply<BLOCKS>(phi, l, l.base + now.slot * l.slot, partial, warp, lane);
             named_sync(1, MULTIPLY * 32);
@@ -225,6 +286,8 @@ template <u32 BLOCKS> DEVICE void multiply_and_mix(const PreCluster& a, const La
             barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
             const u64 tile = cluster + (k - behind) * clusters;
             mix_slot(a, l, l.base + then.slot * l.slot, l.h_pre + then.slot * TILE * 16, tile * TILE);
+            // What was written here must not come after what the copy engine writes next.
+            if (POST) fence_copies();
             wave_barrier();
             if (lane == 0) barrier_arrive(l.empty + then.slot * 8);
             then.next(l.slots);
@@ -232,7 +295,7 @@ template <u32 BLOCKS> DEVICE void multiply_and_mix(const PreCluster& a, const La
     }
 }
 
-DEVICE void copy(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
     Turn now;
     for (u32 k = 0; k < tiles; ++k) {
         barrier_wait(l.empty + now.slot * 8, now.parity ^ 1);
@@ -240,6 +303,7 @@ DEVICE void copy(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters
             const u32 at[4] = {0, (u32)((cluster + k * clusters) * TILE), l.rank * (l.part_channels / 64), 0};
             barrier_expect(l.full + now.slot * 8, l.slot);
             tensor_load(l.base + now.slot * l.slot, a.x, at, l.full + now.slot * 8);
+            if (POST) tensor_load(l.base + now.slot * l.slot + l.part_channels * N * TILE * 2, a.y, at, l.full + now.slot * 8);
         }
         wave_barrier();
         now.next(l.slots);
@@ -339,11 +403,11 @@ DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 
     }
 }
 
-template <u32 BLOCKS> DEVICE void pre_cluster(const PreCluster& a) {
+template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
     DYNAMIC_SHARED(u8, shared);
     u32 ranks;
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
-    const Layout l(shared_address(shared), a.channels, a.slots, ranks);
+    const Layout l(shared_address(shared), a.channels, a.slots, ranks, POST);
     const u64 cluster = block_x() / ranks, clusters = blocks_x() / ranks, all = (a.tokens + TILE - 1) / TILE;
     const u32 tiles = cluster < all ? (u32)((all - cluster + clusters - 1) / clusters) : 0, warp = thread_index() / 32;
     if (thread_index() == 0) {
@@ -358,12 +422,13 @@ template <u32 BLOCKS> DEVICE void pre_cluster(const PreCluster& a) {
     barrier();
     cluster_arrive();
     // 168 registers a thread are enough for 4 blocks of φ; more take some from those who only copy and make coefficients.
+    const u32 MORE = BLOCKS > 5 || POST ? 208 : BLOCKS > 4 ? 184 : 168;
     if (warp < MULTIPLY) {
-        if constexpr (BLOCKS > 4) take_registers<(BLOCKS > 5 ? 208 : 184)>();
-        multiply_and_mix<BLOCKS>(a, l, cluster, clusters, tiles);
+        if constexpr (MORE > 168) take_registers<MORE>();
+        multiply_and_mix<BLOCKS, POST>(a, l, cluster, clusters, tiles);
     } else {
-        if constexpr (BLOCKS > 4) give_registers<(BLOCKS > 5 ? 88 : 136)>();
-        if (warp < MULTIPLY + COPY) copy(a, l, cluster, clusters, tiles);
+        if constexpr (MORE > 168) give_registers<3 * 168 - 2 * MORE>();
+        if (warp < MULTIPLY + COPY) copy<POST>(a, l, cluster, clusters, tiles);
         else coefficients(a, l, cluster, clusters, tiles);
     }
     // Nobody ends while others may still write to its shared memory.
@@ -373,11 +438,14 @@ template <u32 BLOCKS> DEVICE void pre_cluster(const PreCluster& a) {
 }
 
 // One block a multiprocessor.
-#define MHC_CLUSTER_ENTRY(NAME, BLOCKS)                                                                       \
+#define MHC_CLUSTER_ENTRY(NAME, BLOCKS, POST)                                                         \
     extern "C" __global__ void __launch_bounds__(384, 1) NAME(const __grid_constant__ PreCluster a) { \
-        pre_cluster<BLOCKS>(a);                                                                       \
+        pre_cluster<BLOCKS, POST>(a);                                                                 \
     }
-#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 2)
-#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 4)
-#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 5)
-#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 7)
+#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 2, false)
+#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 4, false)
+#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 5, false)
+#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 7, false)
+#define MHC_KERNEL_post_pre_cluster_2(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 2, true)
+#define MHC_KERNEL_post_pre_cluster_4(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 4, true)
+#define MHC_KERNEL_post_pre_cluster_5(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 5, true)

@@ -21,7 +21,7 @@ pub fn take<V: Copy>(slot: &Slot, p: &Problem, values: &[V], size: usize, tokens
 /// the same bits. No reference is computed, so that batches may be as large as in training.
 pub fn invariant(stream: &Stream, p: &Problem, parts: &[Range<usize>]) -> Result<()> {
     let noise = Noise::new();
-    let draw = |s: &Slot| noise.fill(s.len(&p.dims), s.dtype(p.act), s.fill);
+    let draw = |s: &Slot| noise.fill(s, s.len(&p.dims), s.dtype(p.act));
     let ins: Vec<Vec<u8>> = p.slots().filter(|s| s.is_input()).map(draw).collect();
     let whole = run(stream, p, &ins)?;
     for tokens in parts {

@@ -22,7 +22,9 @@ const TUNED: &[Source] = &[
         text: include_str!("../../kernels/pre_cluster.cuh"),
         entries: || {
             let kernels = ["pre_cluster_2", "pre_cluster_4", "pre_cluster_5", "pre_cluster_7"];
-            kernels.map(|k| Entry { arch: "sm90a", ..Entry::new(k, DType::Bf16, 4) }).to_vec()
+            let after_post = ["post_pre_cluster_2", "post_pre_cluster_4", "post_pre_cluster_5"];
+            let entry = |&k: &&'static str| Entry { arch: "sm90a", ..Entry::new(k, DType::Bf16, 4) };
+            kernels.iter().chain(&after_post).map(entry).collect()
         },
     },
 ];

@@ -4,7 +4,7 @@ use anyhow::Result;
 use mhc_core::{Fill, Problem, RawView, Slot, Stream, Tensor, View, ViewMut};
 
 use super::{Bench, Timed};
-use crate::data::Rng;
+use crate::data::{Rng, seed};
 
 /// Operands below this size stay in the cache, as they do between the operators of a model; larger ones are rotated.
 const CACHED: u64 = 4 << 20;
@@ -126,7 +126,7 @@ impl Set {
         let (dtype, shape) = (slot.dtype(p.act), slot.shape(&p.dims));
         let mut tensor = Tensor::empty(stream, dtype, &shape)?;
         if slot.is_input() {
-            tensor.write(&noise.fill(slot.len(&p.dims), dtype, slot.fill))?;
+            tensor.write(&noise.fill(slot, slot.len(&p.dims), dtype))?;
         }
         let view = *tensor.view().raw();
         self.tensors.push((slot.name, tensor));
@@ -146,13 +146,14 @@ impl Noise {
         Self(Rng::new(1).normals(100_003))
     }
 
-    /// `len` elements as bytes.
-    pub fn fill(&self, len: usize, dtype: mhc_core::DType, fill: Fill) -> Vec<u8> {
-        let map = |v: &f64| match fill {
+    /// `len` elements of a slot as bytes. Slots begin at different places: a projection of the noise on itself would be far from random.
+    pub fn fill(&self, slot: &Slot, len: usize, dtype: mhc_core::DType) -> Vec<u8> {
+        let map = |v: &f64| match slot.fill {
             Fill::Normal { std } => std * v,
             Fill::Uniform { lo, hi } => lo + (hi - lo) * v.rem_euclid(1.0),
         };
-        let once = dtype.encode(&self.0.iter().take(len).map(map).collect::<Vec<_>>());
+        let (first, all) = (seed(slot.name) as usize % self.0.len(), self.0.iter().cycle());
+        let once = dtype.encode(&all.skip(first).take(len.min(self.0.len())).map(map).collect::<Vec<_>>());
         let mut bytes = once.repeat(len.div_ceil(self.0.len()));
         bytes.truncate(len * dtype.size());
         bytes

@@ -6,7 +6,10 @@ use crate::{
     gpu::{GpuCaps, Plan, Ref},
     ops::{
         post::plan as post,
-        pre::plan::{self as pre, Gradients, Operator},
+        pre::{
+            cluster::{self, Before},
+            plan::{self as pre, Gradients, Operator},
+        },
         project::plan::Besides,
     },
 };
@@ -19,6 +22,10 @@ pub(super) fn forward(op: &PostPre, d: &Dims, act: DType, caps: &GpuCaps) -> Pla
     let (norm_weight, rms_norm, mixes) = (*norm_weight, *rms_norm, Ref::rows("mixes_next"));
     let operator = Operator { desc, numerics, norm_weight, rms_norm, x: x_next, mixes };
     Plan::tuned(desc, d, act, caps, |caps, scratch| {
+        let before = Before { orientation: numerics.orientation, slots: ["x", "y", "mixes"] };
+        if let Some(launch) = cluster::launch(&operator, Some(&before), d, act, caps, *save, scratch) {
+            return vec![launch];
+        }
         let mut launches = vec![post::forward_launch(desc, numerics.orientation, d, act, caps, operands)];
         launches.extend(pre::forward_launches(&operator, d, act, caps, *save, scratch));
         launches

@@ -1,6 +1,6 @@
 //! `pre`: everything before a sub-layer: projection, coefficients, aggregate (arXiv 2512.24880, eq. 7-9 and the first half of eq. 3).
 
-mod cluster;
+pub(super) mod cluster;
 pub(super) mod plan;
 mod reference;
 

@@ -45,7 +45,7 @@ pub(in crate::ops) fn forward_launches(
     save: bool,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
-    if let Some(launch) = cluster::launch(op, d, act, caps, save, scratch) {
+    if let Some(launch) = cluster::launch(op, None, d, act, caps, save, scratch) {
         return vec![launch];
     }
     let (desc, mix) = (op.desc, d.mix());
