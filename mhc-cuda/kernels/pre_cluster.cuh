@@ -44,12 +44,15 @@ static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
 
 // Where things lie in a block's shared memory.
 struct Layout {
-    u32 slot, rank, ranks, part_channels, slots;
+    u32 slot, rank, ranks, owned, owned_bits, part_channels, slots;
     u32 base, reduce, sums, h_pre, far, full, empty, summed, sent;
 
     // A slot has the tile's streams, one after the other, then its y.
     DEVICE_MEMBER Layout(u32 shared, u32 channels, u32 slots, u32 ranks, bool post) : rank(cluster_rank()), ranks(ranks), slots(slots) {
-        part_channels = channels / ranks;
+        // 4, 8 or 16 ranks.
+        owned_bits = ranks == 16 ? 0 : ranks == 8 ? 1 : 2;
+        owned = 1u << owned_bits;
+        part_channels = channels >> (4 - owned_bits);
         slot = part_channels * (N + post) * TILE * 2;
         base = (shared + 1023) / 1024 * 1024;
         reduce = base + slots * slot;
@@ -74,51 +77,36 @@ struct Turn {
     }
 };
 
-// Word i of lane q and word q of lane i change places, in each four lanes.
-DEVICE void transpose(u32 (&w)[4], u32 q) {
-#pragma unroll
-    for (u32 d = 1; d < 4; d *= 2) {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            if (i & d) continue;
-            const u32 got = __shfl_xor_sync(0xffffffffu, q & d ? w[i] : w[i | d], d);
-            (q & d ? w[i] : w[i | d]) = got;
-        }
-    }
-}
-
 // The part of φ of a multiplying warp: BLOCKS blocks of 32 channels for three times 8 columns, word 2·s + h for half h of slab s of 16.
 template <u32 BLOCKS> struct Weights {
     u32 hi[BLOCKS][P / 8][4], lo[BLOCKS][P / 8][4];
 
-    // Blocks past the last are not multiplied, and read as the last; without branches, so that all loads are on their way together.
+    // Blocks past the last are read as some other and not multiplied: without branches all loads are on their way together.
     template <bool WEIGHT> DEVICE_MEMBER void load(const PreCluster& a, const Layout& l, u32 warp, u32 lane) {
         const u32 per_stream = l.part_channels / 32;
+        u32 stream = warp * BLOCKS / per_stream, rest = warp * BLOCKS % per_stream;
 #pragma unroll
         for (u32 b = 0; b < BLOCKS; ++b) {
-            const u32 block = smaller(warp * BLOCKS + b, N * per_stream - 1);
-            const u64 k = (u64)(block / per_stream) * a.channels + l.rank * l.part_channels + block % per_stream * 32 + lane % 4 * 8;
+            const u64 k = (u64)smaller(stream, N - 1) * a.channels + l.rank * l.part_channels + rest * 32 + lane % 4 * 2;
 #pragma unroll
             for (u32 tile = 0; tile < P / 8; ++tile) {
-                float f[8];
-                ::load(a.phi.at(tile * 8 + lane / 4) + k, f);
-                if (WEIGHT) {
-                    float w[8];
-                    ::load(a.weight + k, w);
+                const float* row = a.phi.at(tile * 8 + lane / 4) + k;
 #pragma unroll
-                    for (u32 e = 0; e < 8; ++e) f[e] *= w[e];
+                for (u32 e = 0; e < 4; ++e) {
+                    float f[2];
+                    ::load(row + e * 8, f);
+                    if (WEIGHT) {
+                        float w[2];
+                        ::load(a.weight + k + e * 8, w);
+                        f[0] *= w[0];
+                        f[1] *= w[1];
+                    }
+                    split_bf16(f[0], f[1], hi[b][tile][e], lo[b][tile][e]);
                 }
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) split_bf16(f[2 * e], f[2 * e + 1], hi[b][tile][e], lo[b][tile][e]);
             }
-        }
-        // A lane has read 8 neighbours, which come in whole sectors; products want 2 of each 8.
-#pragma unroll
-        for (u32 b = 0; b < BLOCKS; ++b) {
-#pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) {
-                transpose(hi[b][tile], lane % 4);
-                transpose(lo[b][tile], lane % 4);
+            if (++rest == per_stream) {
+                rest = 0;
+                ++stream;
             }
         }
     }
@@ -168,7 +156,7 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
 
 // The sums over the multiplying warps, to the tokens' owners.
 DEVICE void reduce_and_send(const Layout& l, u32 from, u32 slot) {
-    const u32 owned = TILE / l.ranks, item = thread_index();
+    const u32 item = thread_index();
     if (item >= TILE * (SUMS / 4)) return;
     const u32 token = item / (SUMS / 4), part = item % (SUMS / 4);
     float sum[4];
@@ -180,7 +168,7 @@ DEVICE void reduce_and_send(const Layout& l, u32 from, u32 slot) {
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) sum[e] += v[e];
     }
-    const u32 owner = token / owned, row = l.rank * owned + token % owned;
+    const u32 owner = token >> l.owned_bits, row = l.rank * l.owned + token % l.owned;
     const u32 to = l.sums + slot * SUMS_BYTES + (row * SUMS + part * 4) * 4;
     send(address_in(to, owner), sum, address_in(l.summed + slot * 8, owner));
 }
@@ -256,7 +244,7 @@ DEVICE void post_slot(const PreCluster& a, const Layout& l, u32 slot, const Post
     }
 }
 
-template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
     const u32 warp = thread_index() / 32, lane = thread_index() % 32, behind = l.slots > 3 ? 2 : 1;
     Weights<BLOCKS> phi;
     a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
@@ -264,7 +252,7 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
     Turn now, then;
     for (u32 k = 0; k < tiles + behind; ++k) {
         if (k < tiles) {
-            const u64 first_token = (cluster + k * clusters) * TILE;
+            const u64 first_token = (u64)(cluster + k * clusters) * TILE;
             PostWeights h;
             if (POST) h.load(a, first_token);
             if (thread_index() == 0) {
@@ -284,7 +272,7 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
         }
         if (k >= behind) {
             barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
-            const u64 tile = cluster + (k - behind) * clusters;
+            const u64 tile = (u64)cluster + (k - behind) * clusters;
             mix_slot(a, l, l.base + then.slot * l.slot, l.h_pre + then.slot * TILE * 16, tile * TILE);
             // What was written here must not come after what the copy engine writes next.
             if (POST) fence_copies();
@@ -295,7 +283,7 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
     }
 }
 
-template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
+template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
     Turn now;
     for (u32 k = 0; k < tiles; ++k) {
         barrier_wait(l.empty + now.slot * 8, now.parity ^ 1);
@@ -345,19 +333,19 @@ struct Column {
 
 // One token that this block owns: H_pre to all blocks of the cluster, the rest to memory. Returns the lane's coefficient before σ.
 DEVICE float token_coefficients(const PreCluster& a, const Layout& l, const Column& column, u32 slot, u32 t, u64 token) {
-    const u32 lane = thread_index() % 32, owned = TILE / l.ranks;
+    const u32 lane = thread_index() % 32;
     const u32 from = l.sums + slot * SUMS_BYTES + (t * SUMS + smaller(lane, P)) * 4;
     // All loads first, then the sum in the order of the ranks.
     float part[16], sum = 0.0f;
 #pragma unroll
-    for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + r * owned * SUMS * 4) : 0.0f;
+    for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + (r << l.owned_bits) * (SUMS * 4)) : 0.0f;
 #pragma unroll
     for (u32 r = 0; r < 16; ++r) sum += part[r];
     const float rho = 1.0f / square_root(fused(shuffle(sum, P), column.per_row, a.rms_eps));
     const float z = rho * sum, v = fused(column.alpha, z, column.bias), gate = sigmoid(v), pre = gate + a.pre_eps;
     const float h[4] = {shuffle(pre, 0), shuffle(pre, 1), shuffle(pre, 2), shuffle(pre, 3)};
     if (lane < l.ranks) {
-        const u32 to = l.h_pre + (slot * TILE + l.rank * owned + t) * 16;
+        const u32 to = l.h_pre + (slot * TILE + l.rank * l.owned + t) * 16;
         send(address_in(to, lane), h, address_in(l.sent + slot * 8, lane));
     }
     if (token < a.tokens) {
@@ -370,8 +358,8 @@ DEVICE float token_coefficients(const PreCluster& a, const Layout& l, const Colu
 
 // The warps take groups of tiles in turn: first what the blocks wait for, tile by tile, then Sinkhorn for the whole group, during which
 // the next warp goes on. One warp's tiles come after the other's, or else a wait might take an old phase of a slot for its own.
-DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 clusters, u32 tiles) {
-    const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - COPY, owned = TILE / l.ranks;
+DEVICE void coefficients(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
+    const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - COPY, owned = l.owned;
     const Column column(a, lane);
     cluster_wait();
     Turn now;
@@ -383,7 +371,7 @@ DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 
         if (k0 > 0) named_sync(2 + me, 64);
         float logits[N * N] = {};
         for (u32 k = k0; k < k0 + GROUP && k < tiles; ++k) {
-            const u64 first = (cluster + k * clusters) * TILE + l.rank * owned;
+            const u64 first = (u64)(cluster + k * clusters) * TILE + l.rank * owned;
             barrier_wait_cluster(l.summed + now.slot * 8, now.parity);
             for (u32 t = 0; t < owned; ++t) {
                 const float v = token_coefficients(a, l, column, now.slot, t, first + t);
@@ -397,8 +385,8 @@ DEVICE void coefficients(const PreCluster& a, const Layout& l, u64 cluster, u64 
         }
         wave_barrier();
         if (k0 + GROUP < tiles) named_arrive(2 + (me + 1) % COEFFICIENTS, 64);
-        const u32 k = k0 + lane / owned;
-        const u64 token = (cluster + k * clusters) * TILE + l.rank * owned + lane % owned;
+        const u32 k = k0 + (lane >> l.owned_bits);
+        const u64 token = (u64)(cluster + k * clusters) * TILE + l.rank * owned + lane % owned;
         mixing(a, logits, token, lane < GROUP * owned && k < tiles && token < a.tokens, l.far + me * FAR_BYTES);
     }
 }
@@ -408,7 +396,8 @@ template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
     u32 ranks;
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
     const Layout l(shared_address(shared), a.channels, a.slots, ranks, POST);
-    const u64 cluster = block_x() / ranks, clusters = blocks_x() / ranks, all = (a.tokens + TILE - 1) / TILE;
+    const u32 cluster = block_x() / ranks, clusters = blocks_x() / ranks;
+    const u64 all = (a.tokens + TILE - 1) / TILE;
     const u32 tiles = cluster < all ? (u32)((all - cluster + clusters - 1) / clusters) : 0, warp = thread_index() / 32;
     if (thread_index() == 0) {
         for (u32 s = 0; s < a.slots; ++s) {
