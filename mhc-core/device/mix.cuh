@@ -15,7 +15,7 @@ template <u32 N, bool WIDE, u32 G, u32 V, class E>
 DEVICE void mix(
     float (&acc)[G][V], u32 n, u32 first, const float* h, u32 to, u32 from, Rows<const E> x, u32 c, u32 left) {
     const u32 count = streams<N>(n);
-#pragma unroll(N != 0 && N <= 8 ? N : 2)
+#pragma unroll(N == 0 || N > 8 ? 2 : N < 4 ? N : 4)
     for (u32 j = 0; j < count; ++j) {
         float v[V];
         load<WIDE>(x.at(j) + c, v, left);

@@ -5,6 +5,10 @@
 // A kernel `k` is a function `template <class E, u32 N> k(Args<E>)` of the streams' element type and their number, 0 where that is an
 // argument; a macro MHC_KERNEL_k(NAME, E, N) makes an entry of it. It takes one struct, whose fields are the arguments of the launch
 // in order, 8 bytes each: what the host holds as an array of 64-bit cells.
+//
+// MHC_ENTRY(NAME, THREADS, ARGS, function) is for blocks of at most THREADS threads, and leaves to the compiler how many registers each
+// has. MHC_ENTRY_RESIDENT(NAME, THREADS, BLOCKS, ARGS, function) says how many blocks are to run on a multiprocessor at a time: fewer get
+// more registers, where the compiler would keep some of them in memory for the sake of more blocks, or go beyond what is good.
 #pragma once
 
 typedef unsigned char u8;
@@ -31,6 +35,7 @@ typedef unsigned long long u64;
     extern "C" __attribute__((global, amdgpu_flat_work_group_size(1, THREADS))) void NAME(ARGS a) { \
         __VA_ARGS__(a);                                                                              \
     }
+#define MHC_ENTRY_RESIDENT(NAME, THREADS, BLOCKS, ARGS, ...) MHC_ENTRY(NAME, THREADS, ARGS, __VA_ARGS__)
 
 DEVICE u32 thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 threads() { return __builtin_amdgcn_workgroup_size_x(); }
@@ -88,6 +93,8 @@ DEVICE u16 float_to_brain(float f) {
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #define MHC_ENTRY(NAME, THREADS, ARGS, ...)                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGS a) { __VA_ARGS__(a); }
+#define MHC_ENTRY_RESIDENT(NAME, THREADS, BLOCKS, ARGS, ...)                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ ARGS a) { __VA_ARGS__(a); }
 
 DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u32 threads() { return blockDim.x; }

@@ -60,12 +60,12 @@ template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, con
 #pragma unroll
     for (u32 l = m.first(); l < m.n; l += m.step()) {
         R sum = 0;
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) sum += m.template at<FIRST>(l, k);
         const bool live = f.mode < THRESHOLD || sum > eps;
         const R d = f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : (R)1;
         const R inverse = inverse_of(d);
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
         record(l, live ? d : -d);
     }
@@ -77,10 +77,10 @@ template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& 
 #pragma unroll
     for (u32 l = m.first(); l < m.n; l += m.step()) {
         float max = -3.0e38f;
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) max = larger(max, FIRST ? in(l, k) : in(k, l));
         R sum = 0;
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) {
             R e;
             exponential_of((FIRST ? in(l, k) : in(k, l)) - max, e);
@@ -94,7 +94,7 @@ template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& 
         const bool soft = f.start == SOFTMAX, live = soft || f.mode < THRESHOLD || sum > eps;
         const R d = soft || f.mode == NONE ? sum : f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : scale;
         const R inverse = inverse_of(d);
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
         record(l, live ? d : -d);
     }
@@ -108,7 +108,7 @@ template <class R, class M, class In, class F> DEVICE void sinkhorn(M& m, const 
     if (f.start == SOFTMAX && f.mode == ADDED) {
 #pragma unroll
         for (u32 l = m.first(); l < m.n; l += m.step()) {
-#pragma unroll
+#pragma unroll 8
             for (u32 k = 0; k < m.n; ++k) m.template at<true>(l, k) += (R)f.eps;
         }
         m.sync();
@@ -124,10 +124,10 @@ template <bool FIRST, class R, class M, class D> DEVICE void walk_back(M& y, M& 
     for (u32 l = y.first(); l < y.n; l += y.step()) {
         const R d = denominator(l);
         R sum = 0;
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < y.n; ++k) sum += g.template at<FIRST>(l, k);
         if (!(d > 0)) sum = 0;
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < y.n; ++k) {
             R& v = y.template at<FIRST>(l, k);
             g.template at<FIRST>(l, k) -= v * sum;
@@ -149,7 +149,7 @@ template <class R, class M, class In, class D> DEVICE void sinkhorn_back(M& y, M
     if (f.start == SOFTMAX && f.mode == ADDED) {
 #pragma unroll
         for (u32 l = y.first(); l < y.n; l += y.step()) {
-#pragma unroll
+#pragma unroll 8
             for (u32 k = 0; k < y.n; ++k) {
                 const R s = y.template at<true>(l, k);
                 g.template at<true>(l, k) *= s / (s + (R)f.eps);
@@ -170,7 +170,7 @@ template <bool WAVE, class In> DEVICE bool far_apart(u32 n, In in) {
         min = smaller(min, v);
     }
     if (WAVE) {
-#pragma unroll
+#pragma unroll 8
         for (u32 k = MHC_WAVE / 2; k > 0; k /= 2) {
             max = larger(max, shuffle_xor(max, k));
             min = smaller(min, shuffle_xor(min, k));
@@ -188,7 +188,7 @@ template <class R, class M, class In, class Out> DEVICE void run_forward(M& m, c
     sinkhorn(m, f, r, in, [](u32, u32, R) {});
 #pragma unroll
     for (u32 l = m.first(); l < m.n; l += m.step()) {
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) out(l, k, (float)m.template at<true>(l, k));
     }
     m.sync();
@@ -221,14 +221,14 @@ DEVICE void run_backward(M& y, M& g, const Form& f, R r, R* sums, u64 step, In i
     sinkhorn(y, f, r, in, [&](u32 k, u32 l, R d) { sums[(k * n + l) * step] = d; });
 #pragma unroll
     for (u32 l = y.first(); l < n; l += y.step()) {
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < y.n; ++k) g.template at<true>(l, k) = up(l, k) * y.template at<true>(l, k);
     }
     y.sync();
     sinkhorn_back(y, g, f, r, in, [&](u32 k, u32 l) { return sums[(k * n + l) * step]; });
 #pragma unroll
     for (u32 l = y.first(); l < n; l += y.step()) {
-#pragma unroll
+#pragma unroll 8
         for (u32 k = 0; k < y.n; ++k) out(l, k, (float)g.template at<true>(l, k));
     }
     y.sync();

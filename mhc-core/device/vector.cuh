@@ -23,6 +23,10 @@ DEVICE void unpack(u32 w, float (&f)[2], f16*) {
     f[0] = half_to_float((u16)w);
     f[1] = half_to_float((u16)(w >> 16));
 }
+DEVICE u32 bits_of(float v) { return float_to_bits(v); }
+template <class E> DEVICE u32 bits_of(E v) { return v.bits; }
+DEVICE void from_bits(u32 w, float& v) { v = bits_to_float(w); }
+template <class E> DEVICE void from_bits(u32 w, E& v) { v.bits = (u16)w; }
 template <class E> DEVICE u32 pack(const float* f) {
     if constexpr (sizeof(E) == 4) {
         return float_to_bits(f[0]);
@@ -50,10 +54,14 @@ template <class E, u32 V> struct Packed {
                 for (u32 k = 0; k < STEP; ++k) w[i + k] = words.w[k];
             }
         } else {
-            float f[V];
 #pragma unroll
-            for (u32 k = 0; k < V; ++k) f[k] = k < left ? to_float(p[k]) : 0.0f;
-            set(f);
+            for (u32 i = 0; i < COUNT; ++i) {
+                w[i] = 0;
+#pragma unroll
+                for (u32 k = 0; k < PER; ++k) {
+                    if (i * PER + k < left) w[i] |= bits_of(p[i * PER + k]) << 32 / PER * k;
+                }
+            }
         }
     }
     template <bool WIDE> DEVICE_MEMBER void store(E* p, u32 left) const {
@@ -66,11 +74,9 @@ template <class E, u32 V> struct Packed {
                 *(Words<STEP>*)(p + i * PER) = words;
             }
         } else {
-            float f[V];
-            get(f);
 #pragma unroll
             for (u32 k = 0; k < V; ++k) {
-                if (k < left) from_float(f[k], p[k]);
+                if (k < left) from_bits(w[k / PER] >> 32 / PER * (k % PER), p[k]);
             }
         }
     }

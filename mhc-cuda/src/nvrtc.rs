@@ -44,6 +44,8 @@ pub enum Format {
 pub struct Compiled {
     /// The image.
     pub image: Vec<u8>,
+    /// NVIDIA's assembly on the way to machine code, or the image itself: it says how each entry may be launched.
+    pub assembly: String,
     /// Warnings, and with `--ptxas-options=-v` the resources of each entry.
     pub log: String,
 }
@@ -174,11 +176,13 @@ impl Nvrtc {
         let log = self.output(job.program, api.log_size, api.log, "nvrtcGetProgramLog")?;
         let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_string();
         self.check(code, "nvrtcCompileProgram").map_err(|e| format!("{e}\n{log}"))?;
+        let ptx = self.output(job.program, api.ptx_size, api.ptx, "nvrtcGetPTX")?;
+        let assembly = String::from_utf8_lossy(&ptx).trim_end_matches('\0').to_string();
         let image = match format {
             Format::Cubin => self.output(job.program, api.cubin_size, api.cubin, "nvrtcGetCUBIN")?,
-            Format::Ptx => self.output(job.program, api.ptx_size, api.ptx, "nvrtcGetPTX")?,
+            Format::Ptx => ptx,
         };
-        Ok(Compiled { image, log })
+        Ok(Compiled { image, assembly, log })
     }
 
     fn output(

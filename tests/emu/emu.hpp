@@ -29,6 +29,7 @@ float exchange(float value, u32 from);
     extern "C" void NAME(const void* cells) { __VA_ARGS__(*(const ARGS*)cells); } \
     extern "C" const u64 NAME##_bytes = sizeof(ARGS);                              \
     extern "C" const u64 NAME##_threads = THREADS;
+#define MHC_ENTRY_RESIDENT(NAME, THREADS, BLOCKS, ARGS, ...) MHC_ENTRY(NAME, THREADS, ARGS, __VA_ARGS__)
 
 DEVICE u32 thread_index() { return emu::index.thread; }
 DEVICE u32 threads() { return emu::index.threads; }

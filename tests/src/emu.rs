@@ -5,6 +5,7 @@
 //! `target/emu` by the hash of everything that they are made of. Nothing but these tests needs a C++ compiler.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     io::{BufReader, BufWriter, Read, Write},
@@ -17,7 +18,7 @@ mod queue;
 
 use mhc_core::{
     DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result,
-    gpu::{GpuCaps, GpuDevice, GpuDriver, HEADERS, Launch},
+    gpu::{GpuCaps, GpuDevice, GpuDriver, Launch, includes},
     ops::SOURCES,
 };
 use queue::Queue;
@@ -54,7 +55,6 @@ pub struct EmuDriver {
 struct Builder {
     wave: u32,
     folder: PathBuf,
-    headers: Vec<String>,
 }
 
 /// An image: nothing is loaded before an entry is wanted.
@@ -155,19 +155,33 @@ fn read(path: &str) -> Result<String> {
         .map_err(|e| failed("read a device source", format!("{path}: {e}")))
 }
 
+/// The files that a text includes, directly or through others, as they are now.
+fn included(text: &str) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    let mut names: Vec<String> = includes(text).map(String::from).collect();
+    while let Some(name) = names.pop() {
+        if found.contains_key(&name) {
+            continue;
+        }
+        let folder = if name == "emu.hpp" { "tests/emu" } else { "mhc-core/device" };
+        let text = read(&format!("{folder}/{name}"))?;
+        names.extend(includes(&text).map(String::from));
+        found.insert(name, text);
+    }
+    Ok(found)
+}
+
 impl Builder {
     fn new(wave: u32) -> Result<Self> {
         let folder = Path::new(ROOT).join("target/emu").join(format!("w{wave}"));
         std::fs::create_dir_all(&folder).map_err(|e| failed("create target/emu", e))?;
-        let names = HEADERS.iter().map(|(name, _)| format!("mhc-core/device/{name}"));
-        let headers = names.chain(["tests/emu/emu.hpp".into()]).map(|path| read(&path)).collect::<Result<_>>()?;
-        Ok(Self { wave, folder, headers })
+        Ok(Self { wave, folder })
     }
 
     /// Compiles `text` unless that was done before, and gives the path of the result.
     fn build(&self, name: &str, text: &str, before: &[&str], after: &[&str]) -> Result<PathBuf> {
         let mut hash = DefaultHasher::new();
-        (&self.headers, text, FLAGS, before).hash(&mut hash);
+        (included(text)?, text, FLAGS, before).hash(&mut hash);
         let built = self.folder.join(format!("{name}-{:016x}", hash.finish()));
         if built.exists() {
             return Ok(built);

@@ -17,5 +17,5 @@ pub use device::GpuDevice;
 pub use driver::{GpuDriver, GpuQueue, RawEvent, RawGraph};
 pub use plan::{Arg, Fallback, GpuCaps, Launch, Plan};
 pub use queue::{Event, Graph, Pinned};
-pub use source::{Entry, HEADERS, STREAMS, Source};
+pub use source::{Entry, HEADERS, STREAMS, Source, includes};
 pub use sum::{SUM, ranges, sum_rows};

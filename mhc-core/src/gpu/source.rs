@@ -48,6 +48,21 @@ impl Source {
         (self.entries)().into_iter().filter(|e| e.dtype == dtype).collect()
     }
 
+    /// Those of the files `all`, names and texts, that its text includes, directly or through others.
+    pub fn headers(&self, all: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+        let mut found: Vec<(&str, &str)> = Vec::new();
+        let mut texts = vec![self.text];
+        while let Some(text) = texts.pop() {
+            for header in includes(text).filter_map(|name| all.iter().find(|(n, _)| *n == name)) {
+                if !found.contains(header) {
+                    found.push(*header);
+                    texts.push(header.1);
+                }
+            }
+        }
+        found
+    }
+
     /// What the compiler is given for one image, for devices with `wave` lanes.
     pub fn translation_unit(&self, dtype: DType, wave: u32) -> String {
         let mut unit = format!("{}\n", self.text);
@@ -60,24 +75,32 @@ impl Source {
     }
 }
 
+/// The names of the files that a text includes itself.
+pub fn includes(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'))
+}
+
 /// Kernels that come in two forms, with the name of the other: the first wants rows of the streams' channels at multiples of 16 bytes and
 /// moves them so; the other takes any rows, element by element. Which thread holds which element is the same, and so are all results.
-const FORMS: &[(&str, &str)] = &[
-    ("aggregate_bwd", "aggregate_bwd_any"),
-    ("aggregate_fwd", "aggregate_fwd_any"),
-    ("collapse_fwd", "collapse_fwd_any"),
-    ("expand_fwd", "expand_fwd_any"),
-    ("layer_bwd", "layer_bwd_any"),
-    ("layer_fwd", "layer_fwd_any"),
-    ("post_bwd", "post_bwd_any"),
-    ("post_bwd_f32", "post_bwd_f32_any"),
-    ("post_fwd", "post_fwd_any"),
-    ("pre_norm", "pre_norm_any"),
-    ("pre_norm_bwd", "pre_norm_bwd_any"),
-    ("recompute_bwd", "recompute_bwd_any"),
-    ("recompute_fwd", "recompute_fwd_any"),
-    ("rms_norm_bwd", "rms_norm_bwd_any"),
-    ("rms_norm_fwd", "rms_norm_fwd_any"),
+///
+/// The other form is compiled for any n alone, but for the numbers of streams up to the third field: there dot products are added in an
+/// order that n decides, and no other entry would give the same bits.
+const FORMS: &[(&str, &str, u32)] = &[
+    ("aggregate_bwd", "aggregate_bwd_any", 8),
+    ("aggregate_fwd", "aggregate_fwd_any", 0),
+    ("collapse_fwd", "collapse_fwd_any", 0),
+    ("expand_fwd", "expand_fwd_any", 0),
+    ("layer_bwd", "layer_bwd_any", 4),
+    ("layer_fwd", "layer_fwd_any", 0),
+    ("post_bwd", "post_bwd_any", 4),
+    ("post_bwd_f32", "post_bwd_f32_any", 4),
+    ("post_fwd", "post_fwd_any", 0),
+    ("pre_norm", "pre_norm_any", 0),
+    ("pre_norm_bwd", "pre_norm_bwd_any", 0),
+    ("recompute_bwd", "recompute_bwd_any", 0),
+    ("recompute_fwd", "recompute_fwd_any", 0),
+    ("rms_norm_bwd", "rms_norm_bwd_any", 0),
+    ("rms_norm_fwd", "rms_norm_fwd_any", 0),
 ];
 
 /// One instance of a kernel.
@@ -113,15 +136,23 @@ impl Entry {
 
     /// Every kernel of `kernels` in both its forms, for every element type and each of `streams`.
     pub fn both(kernels: &[&'static str], streams: &[u32]) -> Vec<Entry> {
-        let vector = Self::all(kernels, streams);
-        let any: Vec<_> = vector.iter().map(|e| e.any()).collect();
-        [vector, any].concat()
+        let mut entries = Self::all(kernels, streams);
+        for any in entries.clone().iter().map(Self::any) {
+            if !entries.contains(&any) {
+                entries.push(any);
+            }
+        }
+        entries
     }
 
     /// The form of the kernel that takes rows at any address; itself where there is one form only.
     pub fn any(&self) -> Self {
-        let other = FORMS.iter().find(|(vector, _)| *vector == self.kernel);
-        Self { kernel: other.map_or(self.kernel, |(_, any)| any), ..*self }
+        let form = FORMS.iter().find(|(vector, ..)| *vector == self.kernel);
+        form.map_or(*self, |&(_, kernel, own)| Self {
+            kernel,
+            streams: if self.streams <= own { self.streams } else { 0 },
+            ..*self
+        })
     }
 
     /// Every kernel of `kernels` for each of `streams`, where the streams' type plays no part.

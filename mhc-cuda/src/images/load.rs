@@ -99,7 +99,7 @@ impl Attempts {
         let name = format!("NVRTC {major}.{minor} for {target}");
         let mut content = vec![name.as_str(), env!("CARGO_PKG_VERSION"), &text];
         content.extend(options.iter().map(String::as_str));
-        let headers = headers();
+        let headers = headers(source);
         content.extend(headers.iter().flat_map(|(name, text)| [*name, *text]));
         let cache = Cache::from_env();
         let key = Cache::key(&content);

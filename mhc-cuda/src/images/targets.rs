@@ -33,9 +33,9 @@ const TUNED: &[Source] = &[
 const TUNED_HEADERS: &[(&str, &str)] =
     &[("mma.cuh", include_str!("../../kernels/mma.cuh")), ("hopper.cuh", include_str!("../../kernels/hopper.cuh"))];
 
-/// The files that sources may include, by the name they use.
-pub fn headers() -> Vec<(&'static str, &'static str)> {
-    [HEADERS, TUNED_HEADERS].concat()
+/// The files that a source includes, by the name it uses, and their texts.
+pub fn headers(source: &Source) -> Vec<(&'static str, &'static str)> {
+    source.headers(&[HEADERS, TUNED_HEADERS].concat())
 }
 
 /// The lanes of a warp.

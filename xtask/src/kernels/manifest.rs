@@ -39,6 +39,14 @@ pub struct Image {
     pub entries: BTreeMap<String, Resources>,
 }
 
+impl Image {
+    /// The entries that take more than they may, in words.
+    pub fn over_budget(&self) -> impl Iterator<Item = String> {
+        let entries = self.entries.iter();
+        entries.filter_map(|(name, entry)| Some(format!("{name} for {}: {}", self.target, entry.excess()?)))
+    }
+}
+
 impl Manifest {
     /// As text, one line for each entry, so that a change shows as one line.
     pub fn to_json(&self) -> Result<String> {

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use mhc_core::{DType, gpu::Source};
 use mhc_cuda::{
     images::{self, WAVE},
@@ -24,15 +24,12 @@ use xshell::Shell;
 
 use self::{
     manifest::{Image, Manifest},
-    resources::Resources,
+    resources::{Bounds, Resources},
 };
 use crate::{home::Home, report};
 
 /// Where the images lie.
 const FOLDER: &str = "mhc-cuda/kernels/gen";
-
-/// The most registers of a thread. 128 let a multiprocessor hold 16 warps, which it takes to keep its memory busy.
-const REGISTER_BUDGET: u32 = 128;
 
 /// Compile the device sources into the images that the CUDA crate embeds
 ///
@@ -74,7 +71,7 @@ impl Job {
         };
         add(wheel::VERSION);
         images::options(&target).iter().for_each(|o| add(o));
-        images::headers().iter().flat_map(|(name, text)| [name, text]).for_each(|t| add(t));
+        images::headers(source).iter().flat_map(|(name, text)| [name, text]).for_each(|t| add(t));
         add(&source.translation_unit(dtype, WAVE));
         Self { source, dtype, input: wheel::hex(&hash.finalize()), target }
     }
@@ -91,22 +88,26 @@ impl Job {
 
     fn build(&self, nvrtc: Nvrtc) -> Result<Built> {
         let text = self.source.translation_unit(self.dtype, WAVE);
-        let unit = Unit { name: &format!("{}.cu", self.source.name), text: &text, headers: &images::headers() };
+        let headers = images::headers(self.source);
+        let unit = Unit { name: &format!("{}.cu", self.source.name), text: &text, headers: &headers };
         let compiled = nvrtc.compile(unit, &images::options(&self.target), self.format());
         let compiled = compiled.map_err(|log| anyhow::anyhow!("{}:\n{log}", self.file()))?;
-        let (entries, parameters) = match self.format() {
-            Format::Cubin => (resources::parse(&compiled.log)?, BTreeMap::new()),
-            Format::Ptx => (BTreeMap::new(), resources::parameter_bytes(&String::from_utf8_lossy(&compiled.image))),
-        };
-        let found: Vec<_> =
-            if self.format() == Format::Ptx { parameters.keys().collect() } else { entries.keys().collect() };
+        let bounds = resources::bounds(&compiled.assembly);
+        let mut entries = resources::parse(&compiled.log)?;
+        for (name, entry) in &mut entries {
+            let Bounds { threads, blocks, .. } = bounds.get(name).copied().unwrap_or_default();
+            (entry.threads, entry.blocks) = (threads, blocks);
+        }
         let mut wanted: Vec<_> = self.source.entries_of(self.dtype).iter().map(|e| e.name(WAVE)).collect();
         wanted.sort();
+        let assembled = self.format() == Format::Ptx || wanted.iter().eq(entries.keys());
         ensure!(
-            wanted.iter().eq(found.iter().copied()),
-            "{} has entries {found:?}, but {wanted:?} are listed",
-            self.file()
+            assembled && wanted.iter().eq(bounds.keys()),
+            "{} has entries {:?}, but {wanted:?} are listed",
+            self.file(),
+            bounds.keys()
         );
+        let parameters = bounds.into_iter().map(|(name, bounds)| (name, bounds.parameter)).collect();
         let compressed = encode(&compiled.image)?;
         let image = Image {
             source: self.source.name.into(),
@@ -157,19 +158,22 @@ pub fn run(args: &Args) -> Result<()> {
             "run `cargo xtask kernels` and commit the result; changed:\n  {}",
             files.join("\n  ")
         );
-        return Ok(());
+        return within_budget(&old);
     }
     let built = if stale.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &stale)? };
     println!("{}", summary(&built));
-    let over = over_budget(&built);
     if args.check {
         compare(&folder, &old, &all, &built, args.only.is_empty())?;
+        within_budget(&old)
     } else {
-        write(&sh, &folder, old, &all, built)?;
+        within_budget(&write(&sh, &folder, old, &all, built)?)
     }
-    if !over.is_empty() {
-        bail!("{} entries spill or take more than {REGISTER_BUDGET} registers:\n  {}", over.len(), over.join("\n  "));
-    }
+}
+
+/// Fails where an entry takes more of a multiprocessor than its source declares, or has registers in memory.
+fn within_budget(manifest: &Manifest) -> Result<()> {
+    let over: Vec<_> = manifest.images.values().flat_map(Image::over_budget).collect();
+    ensure!(over.is_empty(), "{} entries take too much:\n  {}", over.len(), over.join("\n  "));
     Ok(())
 }
 
@@ -241,24 +245,8 @@ fn summary(built: &BTreeMap<String, Built>) -> String {
     report::table(&header, 1, built.iter().map(row).collect()).to_string()
 }
 
-fn over_budget(built: &BTreeMap<String, Built>) -> Vec<String> {
-    let mut over = Vec::new();
-    for Built { image, .. } in built.values() {
-        for (name, r) in &image.entries {
-            if r.spill_stores + r.spill_loads > 0 || r.registers > REGISTER_BUDGET {
-                let Resources { registers, spill_stores, spill_loads, .. } = r;
-                let target = &image.target;
-                over.push(format!(
-                    "{name} for {target}: {registers} registers, {spill_stores} + {spill_loads} bytes spilled"
-                ));
-            }
-        }
-    }
-    over
-}
-
 /// Writes what was built, and removes what is no longer wanted.
-fn write(sh: &Shell, folder: &Path, old: Manifest, all: &[Job], built: BTreeMap<String, Built>) -> Result<()> {
+fn write(sh: &Shell, folder: &Path, old: Manifest, all: &[Job], built: BTreeMap<String, Built>) -> Result<Manifest> {
     let mut new = Manifest { compiler: format!("NVRTC {}", wheel::VERSION), ..Manifest::default() };
     let entries: Vec<String> = images::sources().flat_map(|s| (s.entries)()).map(|e| e.name(WAVE)).collect();
     new.parameters = old.parameters.into_iter().filter(|(name, _)| entries.contains(name)).collect();
@@ -280,7 +268,7 @@ fn write(sh: &Shell, folder: &Path, old: Manifest, all: &[Job], built: BTreeMap<
     sh.write_file(folder.join("index.rs"), new.to_index()?)?;
     let total: usize = new.images.values().map(|i| i.compressed).sum();
     println!("{} images, {} KiB in the crate", new.images.len(), total / 1024);
-    Ok(())
+    Ok(new)
 }
 
 /// Fails where the committed images are not what the sources give.

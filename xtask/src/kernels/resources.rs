@@ -1,4 +1,4 @@
-//! What the assembler says about each entry.
+//! What the compiler says about each entry, and how much of a multiprocessor it may have.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,39 @@ pub struct Resources {
     pub stack: u32,
     /// Bytes of static shared memory of a block.
     pub shared: u32,
+    /// The most threads of a block.
+    #[serde(default)]
+    pub threads: u32,
+    /// The blocks that are to run on a multiprocessor at a time; 0 where the source leaves that to the compiler.
+    #[serde(default)]
+    pub blocks: u32,
+}
+
+/// Registers of a multiprocessor, and the most that a thread can have.
+const REGISTERS: u32 = 65536;
+const MOST: u32 = 255;
+/// The most registers of a thread where the source does not say how many blocks are to run at a time: they let a multiprocessor hold 16
+/// warps, which it takes to keep its memory busy.
+const UNDECLARED: u32 = 128;
+
+impl Resources {
+    /// The registers that a thread may have.
+    pub fn budget(&self) -> u32 {
+        match self.blocks * self.threads {
+            0 => UNDECLARED,
+            threads => (REGISTERS / threads).min(MOST),
+        }
+    }
+
+    /// In what the entry goes beyond what it may take.
+    pub fn excess(&self) -> Option<String> {
+        let Self { registers, spill_stores, spill_loads, threads, blocks, .. } = *self;
+        if spill_stores + spill_loads > 0 {
+            return Some(format!("{spill_stores} bytes of registers spilled, {spill_loads} read back"));
+        }
+        let declared = if blocks == 0 { String::new() } else { format!(" for {blocks} blocks of {threads} threads") };
+        (registers > self.budget()).then(|| format!("{registers} registers of {}{declared}", self.budget()))
+    }
 }
 
 /// The entries in the log of `--ptxas-options=-v`.
@@ -49,20 +82,41 @@ fn before(line: &str, words: &str) -> Result<u32> {
     number.and_then(|n| n.parse().ok()).with_context(|| format!("no number before `{words}` in `{line}`"))
 }
 
-/// The bytes of each entry's parameter, from NVIDIA's assembly.
-pub fn parameter_bytes(ptx: &str) -> BTreeMap<String, u32> {
-    let mut sizes = BTreeMap::new();
-    for line in ptx.lines() {
+/// How an entry may be launched, as the assembly says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of its parameter.
+    pub parameter: u32,
+    /// As in [`Resources`].
+    pub threads: u32,
+    /// As in [`Resources`].
+    pub blocks: u32,
+}
+
+/// The entries of NVIDIA's assembly.
+pub fn bounds(ptx: &str) -> BTreeMap<String, Bounds> {
+    let mut entries: BTreeMap<String, Bounds> = BTreeMap::new();
+    let mut current = None;
+    for line in ptx.lines().map(str::trim) {
+        // .visible .entry mhc_post_fwd__bf16_n4_w32(
+        if let Some((_, name)) = line.split_once(".entry ") {
+            current = Some(name.trim_end_matches('(').to_string());
+        }
+        let Some(name) = &current else { continue };
+        let entry = entries.entry(name.clone()).or_default();
+        let first = |rest: &str| rest.split([',', ']']).next().and_then(|n| n.trim().parse().ok()).unwrap_or(0);
         // .param .align 8 .b8 mhc_post_fwd__bf16_n4_w32_param_0[136]
-        let Some((name, size)) = line.split_once("_param_0[") else { continue };
-        if line.trim_start().starts_with(".param")
-            && let (Some(name), Some(size)) = (name.split_whitespace().next_back(), size.split(']').next())
-            && let Ok(size) = size.parse()
-        {
-            sizes.insert(name.into(), size);
+        if let Some((_, size)) = line.split_once("_param_0[").filter(|_| line.starts_with(".param")) {
+            entry.parameter = first(size);
+        } else if let Some(threads) = line.strip_prefix(".maxntid") {
+            entry.threads = first(threads);
+        } else if let Some(blocks) = line.strip_prefix(".minnctapersm") {
+            entry.blocks = first(blocks);
+        } else if line == "{" {
+            current = None;
         }
     }
-    sizes
+    entries
 }
 
 #[cfg(test)]
@@ -90,8 +144,24 @@ mod tests {
     }
 
     #[test]
-    fn reads_parameters() {
-        let ptx = ".visible .entry a(\n\t.param .align 8 .b8 a_param_0[136]\n)\n{\nld.param.u64 %rd1, [a_param_0];\n}";
-        assert_eq!(parameter_bytes(ptx), BTreeMap::from([("a".to_string(), 136)]));
+    fn reads_bounds() {
+        let ptx = ".visible .entry a(\n\t.param .align 8 .b8 a_param_0[136]\n)\n.maxntid 256, 1, 1\n.minnctapersm 2\n{\n\
+                   ld.param.u64 %rd1, [a_param_0];\n}\n\
+                   .visible .entry b(\n\t.param .align 8 .b8 b_param_0[8]\n)\n.maxntid 64, 1, 1\n{\n}\n";
+        let a = Bounds { parameter: 136, threads: 256, blocks: 2 };
+        let b = Bounds { parameter: 8, threads: 64, blocks: 0 };
+        assert_eq!(bounds(ptx), BTreeMap::from([("a".to_string(), a), ("b".to_string(), b)]));
+    }
+
+    #[test]
+    fn an_entry_may_have_what_it_declares() {
+        let entry = |registers, threads, blocks| Resources { registers, threads, blocks, ..Default::default() };
+        assert_eq!(entry(128, 256, 0).excess(), None);
+        assert_eq!(entry(129, 256, 0).excess().unwrap(), "129 registers of 128");
+        assert_eq!(entry(168, 384, 1).excess(), None);
+        assert_eq!(entry(171, 384, 1).excess().unwrap(), "171 registers of 170 for 1 blocks of 384 threads");
+        assert_eq!(entry(255, 64, 1).excess(), None, "no thread can have more");
+        let spilled = Resources { spill_stores: 8, spill_loads: 4, ..entry(40, 256, 1) };
+        assert_eq!(spilled.excess().unwrap(), "8 bytes of registers spilled, 4 read back");
     }
 }

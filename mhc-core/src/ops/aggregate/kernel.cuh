@@ -94,7 +94,7 @@ template <class E, u32 N, bool WIDE> DEVICE void aggregate_bwd(const AggregateBw
     }
 }
 
-#define MHC_KERNEL_aggregate_fwd(NAME, E, N) MHC_ENTRY(NAME, 256, AggregateFwd<E>, aggregate_fwd<E, N, true>)
-#define MHC_KERNEL_aggregate_fwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, AggregateFwd<E>, aggregate_fwd<E, N, false>)
-#define MHC_KERNEL_aggregate_bwd(NAME, E, N) MHC_ENTRY(NAME, 256, AggregateBwd<E>, aggregate_bwd<E, N, true>)
-#define MHC_KERNEL_aggregate_bwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, AggregateBwd<E>, aggregate_bwd<E, N, false>)
+#define MHC_KERNEL_aggregate_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 4, AggregateFwd<E>, aggregate_fwd<E, N, true>)
+#define MHC_KERNEL_aggregate_fwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 4, AggregateFwd<E>, aggregate_fwd<E, N, false>)
+#define MHC_KERNEL_aggregate_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, AggregateBwd<E>, aggregate_bwd<E, N, true>)
+#define MHC_KERNEL_aggregate_bwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, AggregateBwd<E>, aggregate_bwd<E, N, false>)

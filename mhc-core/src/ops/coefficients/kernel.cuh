@@ -142,7 +142,7 @@ DEVICE void coefficients_bwd_total(const CoefficientsTotal& a) {
     }
 }
 
-#define MHC_KERNEL_coefficients_fwd(NAME, E, N) MHC_ENTRY(NAME, 128, CoefficientsFwd, coefficients_fwd<N>)
-#define MHC_KERNEL_coefficients_bwd(NAME, E, N) MHC_ENTRY(NAME, 128, CoefficientsBwd, coefficients_bwd<N>)
+#define MHC_KERNEL_coefficients_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 4, CoefficientsFwd, coefficients_fwd<N>)
+#define MHC_KERNEL_coefficients_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 3, CoefficientsBwd, coefficients_bwd<N>)
 #define MHC_KERNEL_coefficients_bwd_sums(NAME, E, N) MHC_ENTRY(NAME, 256, CoefficientsSums, coefficients_bwd_sums)
 #define MHC_KERNEL_coefficients_bwd_total(NAME, E, N) MHC_ENTRY(NAME, 256, CoefficientsTotal, coefficients_bwd_total)

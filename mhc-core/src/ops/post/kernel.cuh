@@ -172,7 +172,7 @@ template <class E, class D, u32 N, bool WIDE> DEVICE void post_bwd(const PostBwd
 template <class E> using PostBwdSame = PostBwd<E, E>;
 template <class E> using PostBwdWide = PostBwd<E, float>;
 
-#define MHC_KERNEL_post_bwd(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdSame<E>, post_bwd<E, E, N, true>)
-#define MHC_KERNEL_post_bwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdSame<E>, post_bwd<E, E, N, false>)
-#define MHC_KERNEL_post_bwd_f32(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdWide<E>, post_bwd<E, float, N, true>)
-#define MHC_KERNEL_post_bwd_f32_any(NAME, E, N) MHC_ENTRY(NAME, 256, PostBwdWide<E>, post_bwd<E, float, N, false>)
+#define MHC_KERNEL_post_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, PostBwdSame<E>, post_bwd<E, E, N, true>)
+#define MHC_KERNEL_post_bwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, PostBwdSame<E>, post_bwd<E, E, N, false>)
+#define MHC_KERNEL_post_bwd_f32(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, PostBwdWide<E>, post_bwd<E, float, N, true>)
+#define MHC_KERNEL_post_bwd_f32_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, PostBwdWide<E>, post_bwd<E, float, N, false>)

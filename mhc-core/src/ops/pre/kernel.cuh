@@ -119,7 +119,7 @@ template <class E, u32 N, bool WIDE> DEVICE void pre_norm_bwd(const PreNormBwd<E
     }
 }
 
-#define MHC_KERNEL_pre_norm(NAME, E, N) MHC_ENTRY(NAME, 512, PreNorm<E>, pre_norm<E, N, true>)
-#define MHC_KERNEL_pre_norm_any(NAME, E, N) MHC_ENTRY(NAME, 512, PreNorm<E>, pre_norm<E, N, false>)
-#define MHC_KERNEL_pre_norm_bwd(NAME, E, N) MHC_ENTRY(NAME, 512, PreNormBwd<E>, pre_norm_bwd<E, N, true>)
-#define MHC_KERNEL_pre_norm_bwd_any(NAME, E, N) MHC_ENTRY(NAME, 512, PreNormBwd<E>, pre_norm_bwd<E, N, false>)
+#define MHC_KERNEL_pre_norm(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 512, 2, PreNorm<E>, pre_norm<E, N, true>)
+#define MHC_KERNEL_pre_norm_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 512, 2, PreNorm<E>, pre_norm<E, N, false>)
+#define MHC_KERNEL_pre_norm_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 512, 1, PreNormBwd<E>, pre_norm_bwd<E, N, true>)
+#define MHC_KERNEL_pre_norm_bwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 512, 1, PreNormBwd<E>, pre_norm_bwd<E, N, false>)

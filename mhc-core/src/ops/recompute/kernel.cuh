@@ -22,6 +22,11 @@ template <class E> struct LayerStreams {
     DEVICE_MEMBER Rows<E> at(u64 l, u64 t) const { return {p + l * layer + t * token, stream}; }
 };
 
+// Rows that are computed together: with what goes from layer to layer, more than 4 do not fit into registers.
+template <u32 N> struct Together {
+    static const u32 G = Group<N>::G < 4 ? Group<N>::G : 4;
+};
+
 template <class E> struct RecomputeFwd {
     Streams<const E> x;
     Layers<const float> mixes;
@@ -33,7 +38,7 @@ template <class E> struct RecomputeFwd {
 };
 
 template <class E, u32 N, u32 V, bool WIDE> DEVICE void recompute_token(const RecomputeFwd<E>& a, u64 t, u32 n) {
-    const u32 G = Group<N>::G, step = blocks_y() * threads() * V;
+    const u32 G = Together<N>::G, step = blocks_y() * threads() * V;
     const u32 to = a.from_to ? 1 : n, from = a.from_to ? n : 1;
     for (u32 c = (block_y() * threads() + thread_index()) * V; c < a.channels; c += step) {
         Rows<const E> x = a.x.at(t);
@@ -87,7 +92,7 @@ template <class E> struct RecomputeBwd {
 };
 
 template <class E, u32 N, u32 V, bool WIDE> DEVICE void recompute_bwd_token(const RecomputeBwd<E>& a, u64 t, u32 n) {
-    const u32 G = Group<N>::G, to = a.from_to ? 1 : n, from = a.from_to ? n : 1, C = a.channels;
+    const u32 G = Together<N>::G, to = a.from_to ? 1 : n, from = a.from_to ? n : 1, C = a.channels;
     float* scratch = a.carried + (u64)block_x() * 2 * n * C;
     const Rows<float> g = {scratch, C}, carried = {scratch + (u64)n * C, C};
     const Rows<const float> g_read = {g.p, g.step};
@@ -151,5 +156,5 @@ template <class E, u32 N, bool WIDE> DEVICE void recompute_bwd(const RecomputeBw
 
 #define MHC_KERNEL_recompute_fwd(NAME, E, N) MHC_ENTRY(NAME, 256, RecomputeFwd<E>, recompute_fwd<E, N, true>)
 #define MHC_KERNEL_recompute_fwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, RecomputeFwd<E>, recompute_fwd<E, N, false>)
-#define MHC_KERNEL_recompute_bwd(NAME, E, N) MHC_ENTRY(NAME, 256, RecomputeBwd<E>, recompute_bwd<E, N, true>)
-#define MHC_KERNEL_recompute_bwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, RecomputeBwd<E>, recompute_bwd<E, N, false>)
+#define MHC_KERNEL_recompute_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, (N) ? 2 : 1, RecomputeBwd<E>, recompute_bwd<E, N, true>)
+#define MHC_KERNEL_recompute_bwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, (N) ? 2 : 1, RecomputeBwd<E>, recompute_bwd<E, N, false>)

@@ -52,5 +52,5 @@ template <u32 N> DEVICE void sinkhorn_bwd(const SinkhornBwd& a) {
     }
 }
 
-#define MHC_KERNEL_sinkhorn_fwd(NAME, E, N) MHC_ENTRY(NAME, 128, SinkhornFwd, sinkhorn_fwd<N>)
-#define MHC_KERNEL_sinkhorn_bwd(NAME, E, N) MHC_ENTRY(NAME, 128, SinkhornBwd, sinkhorn_bwd<N>)
+#define MHC_KERNEL_sinkhorn_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 4, SinkhornFwd, sinkhorn_fwd<N>)
+#define MHC_KERNEL_sinkhorn_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 3, SinkhornBwd, sinkhorn_bwd<N>)
