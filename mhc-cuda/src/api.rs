@@ -103,6 +103,7 @@ api! {
     free_host = "cuMemFreeHost"(Handle);
     upload = "cuMemcpyHtoDAsync_v2"(u64, *const c_void, usize, Handle);
     download = "cuMemcpyDtoHAsync_v2"(*mut c_void, u64, usize, Handle);
+    copy = "cuMemcpyDtoDAsync_v2"(u64, u64, usize, Handle);
 }
 
 impl Api {

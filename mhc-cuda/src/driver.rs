@@ -250,6 +250,11 @@ unsafe impl GpuQueue for CudaDriver {
         self.context.call("cuMemcpyDtoHAsync", |api| unsafe { (api.download)(dst.cast(), src.0, bytes, stream(s)) })
     }
 
+    unsafe fn copy(&self, dst: DevPtr, src: DevPtr, bytes: usize, s: RawStream) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.context.call("cuMemcpyDtoDAsync", |api| unsafe { (api.copy)(dst.0, src.0, bytes, stream(s)) })
+    }
+
     fn create_event(&self) -> Result<RawEvent> {
         // SAFETY: a place for a handle.
         let e = self.context.handle("cuEventCreate", |api, e| unsafe { (api.event_create)(e, 0) })?;

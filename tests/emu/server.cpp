@@ -209,6 +209,13 @@ int main() {
                 fflush(stdout);
                 break;
             }
+            case 'c': {
+                char* to = (char*)read_word();
+                const char* from = (const char*)read_word();
+                memcpy(to, from, read_word());
+                answer(0);
+                break;
+            }
             case 'e': find(); break;
             case 'l': launch(); break;
             default: emu::fail("an unknown command");

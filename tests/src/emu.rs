@@ -21,7 +21,7 @@ use mhc_core::{
     gpu::{GpuCaps, GpuDevice, GpuDriver, Launch, includes},
     ops::SOURCES,
 };
-use queue::Queue;
+use queue::{Queue, Work};
 
 /// The repository: device sources are read from there, so that a kernel can be worked on without building anything else.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -135,12 +135,17 @@ impl EmuDriver {
         f(&mut server).map_err(|e| failed(call, format!("the emulator stopped (its report is on stderr): {e}")))
     }
 
-    fn send_launch(&self, words: &[u64]) -> Result<()> {
-        self.talk("launch", |s| {
-            s.send(b'l', words, &[])?;
+    /// Does the work, or keeps it for later if the stream is being captured.
+    fn enqueue(&self, s: RawStream, work: Work) -> Result<()> {
+        if self.queue.keep(s, &work) { Ok(()) } else { self.work(&work) }
+    }
+
+    fn work(&self, work: &Work) -> Result<()> {
+        let done = |s: &mut Server| {
+            s.send(work.command, &work.words, &[])?;
             s.word()
-        })
-        .map(|_| ())
+        };
+        self.talk("work", done).map(|_| ())
     }
 }
 
@@ -245,7 +250,7 @@ unsafe impl GpuDriver for EmuDriver {
         let cells = &cells[..launch.cells()];
         let words: Vec<u64> =
             [f].into_iter().chain(head).chain([cells.len() as u64]).chain(cells.iter().copied()).collect();
-        if self.queue.keep(s, &words) { Ok(()) } else { self.send_launch(&words) }
+        self.enqueue(s, Work { command: b'l', words })
     }
 
     fn create_stream(&self) -> Result<RawStream> {

@@ -5,6 +5,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use mhc_core::DeviceInfo;
+
 /// The processor as its vendor names it, and how many of its threads there are here.
 pub fn name() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -12,6 +14,21 @@ pub fn name() -> String {
         cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     format!("{}, {threads} threads", model.unwrap_or(std::env::consts::ARCH))
+}
+
+/// The version of a device's driver: of the kernel's where it says so, else what the device's notes say of a driver.
+pub fn driver(device: &DeviceInfo) -> Option<String> {
+    let version = fs::read_to_string("/proc/driver/nvidia/version").ok().filter(|_| device.id.backend == "cuda");
+    let noted = || device.notes.iter().find(|(name, _)| name.contains("driver")).map(|(n, v)| format!("{n} {v}"));
+    version.as_deref().and_then(version_in).or_else(noted)
+}
+
+/// `580.159.04` in `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue ...`.
+fn version_in(text: &str) -> Option<String> {
+    let mut words = text.lines().next()?.split_whitespace();
+    let number =
+        |w: &&str| w.contains('.') && w.split('.').all(|n| !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()));
+    words.find(number).map(str::to_string)
 }
 
 /// Today in UTC: `2026-11-21`.
@@ -35,7 +52,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::civil;
+    use super::{civil, version_in};
 
     #[test]
     fn days_have_dates() {
@@ -43,5 +60,12 @@ mod tests {
         assert_eq!(civil(11_016), (2000, 2, 29));
         assert_eq!(civil(20_778), (2026, 11, 21));
         assert_eq!(civil(-1), (1969, 12, 31));
+    }
+
+    #[test]
+    fn drivers_have_versions() {
+        let text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\nGCC version: gcc 12.2.0\n";
+        assert_eq!(version_in(text).as_deref(), Some("580.159.04"));
+        assert_eq!(version_in("nothing of the kind 1."), None);
     }
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, thread};
 use libtest_mimic::{Arguments, Failed, Trial};
 use mhc_core::{
     AnyOp, DType, Device, Dims, Error, Problem, Stream, Tensor,
-    gpu::{Event, Graph, Pinned},
+    gpu::{self, Event, Graph, Pinned},
     ops::Post,
 };
 use mhc_tests::{
@@ -24,6 +24,7 @@ const TRIALS: &[(&str, Check)] = &[
     ("graph_allocates", graph_allocates),
     ("event", event),
     ("pinned", pinned),
+    ("copy", copy),
     ("foreign_stream", foreign_stream),
     ("out_of_memory", out_of_memory),
     ("threads", threads),
@@ -172,6 +173,24 @@ fn pinned(device: &Arc<dyn Device>) -> Outcome {
     }
     stream.sync()?;
     assert_eq!(&*to, &*bytes);
+    Ok(())
+}
+
+/// A copy has the bytes, at once and replayed.
+fn copy(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let tensor = |bytes: &[u8]| Tensor::from_bytes(&stream, DType::F16, &[bytes.len() / 2], bytes);
+    let bytes: Vec<u8> = (0..5002).map(|i| (i % 251) as u8).collect();
+    let (mut from, mut to) = (tensor(&bytes)?, tensor(&vec![0xff; bytes.len()])?);
+    gpu::copy(&stream, &from.view(), &mut to.view_mut())?;
+    assert_eq!(to.read()?, bytes);
+    let mut graph = Graph::capture(&stream, || gpu::copy(&stream, &from.view(), &mut to.view_mut()))?;
+    let others: Vec<u8> = bytes.iter().map(|b| b ^ 1).collect();
+    from.write(&others)?;
+    assert_eq!(to.read()?, bytes, "a capture does nothing yet");
+    // SAFETY: the operands are alive and only this stream uses them.
+    unsafe { graph.replay(&stream)? };
+    assert_eq!(to.read()?, others);
     Ok(())
 }
 

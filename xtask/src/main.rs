@@ -15,6 +15,7 @@ mod kernels;
 mod new_op;
 mod programs;
 mod report;
+mod svg;
 mod test;
 mod tidy;
 

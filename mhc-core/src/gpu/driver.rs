@@ -101,6 +101,12 @@ pub unsafe trait GpuQueue: fmt::Debug + Send + Sync {
     /// `src` and `dst` hold `bytes` bytes until the stream has passed the copy, and nothing touches `dst` meanwhile.
     unsafe fn download(&self, dst: *mut u8, src: DevPtr, bytes: usize, s: RawStream) -> Result<()>;
 
+    /// Enqueues a copy within the device.
+    ///
+    /// # Safety
+    /// `src` and `dst` hold `bytes` bytes each, which do not overlap, until the stream has passed the copy.
+    unsafe fn copy(&self, dst: DevPtr, src: DevPtr, bytes: usize, s: RawStream) -> Result<()>;
+
     /// A new event that can be timed.
     fn create_event(&self) -> Result<RawEvent>;
     /// Ends an event.

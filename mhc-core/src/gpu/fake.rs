@@ -158,6 +158,9 @@ unsafe impl GpuQueue for Fake {
     unsafe fn download(&self, _: *mut u8, _: DevPtr, bytes: usize, _: RawStream) -> Result<()> {
         self.call("download", &bytes.to_string())
     }
+    unsafe fn copy(&self, _: DevPtr, _: DevPtr, bytes: usize, _: RawStream) -> Result<()> {
+        self.call("copy", &bytes.to_string())
+    }
     fn create_event(&self) -> Result<RawEvent> {
         self.call("create_event", "")?;
         Ok(RawEvent(self.give("event")))

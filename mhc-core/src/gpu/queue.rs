@@ -9,13 +9,42 @@ use core::{
 use std::sync::Arc;
 
 use super::{GpuQueue, RawEvent, RawGraph};
-use crate::{DevPtr, Device, Error, Result, Stream};
+use crate::{DevPtr, Device, Error, Result, Stream, View, ViewMut};
 
 fn queue<'a>(what: &'static str, device: &'a Arc<dyn Device>) -> Result<&'a dyn GpuQueue> {
     device.queue().ok_or_else(|| {
         let why = "it does its work at once, on the caller's thread".into();
         Error::Unsupported { op: what, device: device.info().id.to_string(), why }
     })
+}
+
+/// Enqueues a copy of row-major operands of one shape and type, as the driver does it: the fastest way that a device has to read and write
+/// as much. May be captured. [`Error::Unsupported`] on the CPU.
+pub fn copy(stream: &Stream, from: &View<'_>, to: &mut ViewMut<'_>) -> Result<()> {
+    const OP: &str = "copy";
+    let (from, to) = (from.raw(), to.raw());
+    for (slot, view) in [("from", from), ("to", to)] {
+        if view.device != stream.id() {
+            let (want, got) = (stream.id().to_string(), view.device.to_string());
+            return Err(Error::WrongDevice { op: OP, slot, want, got });
+        }
+        if !view.layout.is_contiguous() {
+            return Err(Error::Layout { op: OP, slot, why: "must be row-major without gaps".into() });
+        }
+    }
+    if from.dtype != to.dtype {
+        return Err(Error::DType { op: OP, slot: "to", want: from.dtype, got: to.dtype });
+    }
+    if from.layout.shape() != to.layout.shape() {
+        let (want, got) = (format!("{:?}", from.layout), format!("{:?}", to.layout));
+        return Err(Error::Shape { op: OP, slot: "to", want, got });
+    }
+    let queue = queue(OP, stream.device())?;
+    match from.layout.elements() * from.dtype.size() {
+        0 => Ok(()),
+        // SAFETY: the views are of this device and of as many bytes, without gaps; the one that is written is borrowed exclusively.
+        bytes => unsafe { queue.copy(to.ptr, from.ptr, bytes, stream.raw()) },
+    }
 }
 
 /// A point in the work of a stream, to measure time or to order streams of one device.

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    Arg, Entry, Event, Fallback, GpuCaps, GpuDevice, Graph, Launch, Pinned, Plan,
+    Arg, Entry, Event, Fallback, GpuCaps, GpuDevice, Graph, Launch, Pinned, Plan, copy,
     fake::{Fake, State},
 };
 use crate::{
@@ -167,6 +167,7 @@ fn everything(device: Arc<dyn Device>) -> Result<()> {
     let mut t = Tensor::zeros(&stream, DType::F32, &[3])?;
     t.write(&[0; 12])?;
     t.read()?;
+    copy(&stream, &Tensor::empty(&stream, DType::F32, &[3])?.view(), &mut t.view_mut())?;
     let mut pinned = Pinned::new(&stream, 12)?;
     assert_eq!(*pinned, [0; 12]);
     // SAFETY: the fake driver copies nothing.
@@ -198,6 +199,29 @@ fn every_failing_call_is_reported_and_nothing_leaks() {
     }
     let kinds: HashSet<_> = calls.iter().filter_map(|c| c.split(' ').next()).collect();
     assert_eq!(kinds.len(), 16, "a call of the driver is not covered: {kinds:?}");
+}
+
+#[test]
+fn copies_are_of_the_same_kind_on_one_device() {
+    let (fake, dev) = device();
+    let stream = Stream::new(dev).unwrap();
+    let make = |dtype, shape: &[usize]| Tensor::empty(&stream, dtype, shape).unwrap();
+    let from = make(DType::F32, &[2, 3]);
+    let message = |to: &mut Tensor| copy(&stream, &from.view(), &mut to.view_mut()).map_err(|e| e.to_string());
+    assert_eq!(message(&mut make(DType::F32, &[2, 3])), Ok(()));
+    assert_eq!(fake.count("copy"), 1);
+    assert!(matches!(message(&mut make(DType::F32, &[3, 2])), Err(e) if e.contains("shape")));
+    assert!(matches!(message(&mut make(DType::Bf16, &[2, 3])), Err(e) if e.contains("f32")));
+    let mut host = [0f32; 6];
+    let mut to = crate::ViewMut::from_slice(&mut host, &[2, 3]).unwrap();
+    assert!(matches!(copy(&stream, &from.view(), &mut to), Err(Error::WrongDevice { slot: "to", .. })));
+    let gaps = RawView { layout: Layout::strided(&[2, 3], &[4, 1]).unwrap(), ..*from.view().raw() };
+    // SAFETY: the fake driver touches no operand.
+    let gaps = unsafe { crate::View::from_raw(gaps) };
+    let error = copy(&stream, &gaps, &mut make(DType::F32, &[2, 3]).view_mut());
+    assert!(matches!(error, Err(Error::Layout { slot: "from", .. })));
+    copy(&stream, &make(DType::F32, &[0]).view(), &mut make(DType::F32, &[0]).view_mut()).unwrap();
+    assert_eq!(fake.count("copy"), 1, "nothing else was copied");
 }
 
 #[test]

@@ -3,15 +3,16 @@
 
 use anyhow::{Result, anyhow};
 use mhc_core::{
-    Dims, Problem, Stream,
-    gpu::{Event, Graph},
+    DType, Dims, Fill, Problem, Stream, Tensor,
+    gpu::{self, Event, Graph},
     ops::Expand,
 };
 
 use super::{
-    Bench, Ready, expand,
+    Bench, Noise, Ready,
     record::{Failed, Gpu, Measured, Record, Row},
 };
+use crate::machine;
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +53,11 @@ struct Clock {
 
 impl Clock {
     fn new(stream: &Stream, scale: Scale) -> Result<Self> {
-        // Written eight times as much as read.
+        // Rows of 16 KiB, written eight times as often as read.
         const STREAMS: usize = 8;
-        let flush = Bench::new("flush", vec![expand(scale.flushed / STREAMS, STREAMS)]);
+        const CHANNELS: usize = 4096;
+        let dims = Dims::new(scale.flushed.div_ceil(4 * CHANNELS * STREAMS), STREAMS, CHANNELS);
+        let flush = Bench::new("flush", vec![Problem::new(Expand, dims, DType::F32)]);
         let events = (0..scale.warm + scale.samples).map(|_| Ok((Event::new(stream)?, Event::new(stream)?)));
         let flush = Ready::new(stream, &flush, false)?;
         Ok(Self { stream: stream.clone(), flush, events: events.collect::<Result<_>>()?, warm: scale.warm })
@@ -62,14 +65,26 @@ impl Clock {
 
     fn times(&mut self, bench: &Bench) -> Result<Times> {
         let mut work = Ready::new(&self.stream, bench, false)?;
-        // Once by itself: what is wrong with a launch is not hidden in a graph, and everything is loaded.
         work.prepare()?;
-        work.run()?;
+        self.times_of(|| work.run())
+    }
+
+    /// Of a copy of so many bytes by the driver.
+    fn copy(&mut self, bytes: usize) -> Result<Times> {
+        let noise = Noise::new().fill(bytes / 4, DType::F32, Fill::Normal { std: 1.0 });
+        let from = Tensor::from_bytes(&self.stream, DType::F32, &[bytes / 4], &noise)?;
+        let mut to = Tensor::empty(&self.stream, DType::F32, &[bytes / 4])?;
+        let stream = self.stream.clone();
+        self.times_of(|| gpu::copy(&stream, &from.view(), &mut to.view_mut()))
+    }
+
+    /// Of work whose operands outlive this call.
+    fn times_of(&mut self, mut work: impl FnMut() -> mhc_core::Result<()>) -> Result<Times> {
+        // Once by itself: what is wrong with a launch is not hidden in a graph, and everything is loaded.
+        work()?;
         self.stream.sync()?;
-        let mut graph = Graph::capture(&self.stream, || work.run())?;
-        let (cold, hot) = (self.median(&mut graph, true)?, self.median(&mut graph, false)?);
-        drop((graph, work));
-        Ok(Times { cold, hot })
+        let mut graph = Graph::capture(&self.stream, &mut work)?;
+        Ok(Times { cold: self.median(&mut graph, true)?, hot: self.median(&mut graph, false)? })
     }
 
     fn median(&mut self, graph: &mut Graph, flush: bool) -> Result<f64> {
@@ -78,7 +93,7 @@ impl Clock {
                 self.flush.run()?;
             }
             start.record(&self.stream)?;
-            // SAFETY: `times` keeps the operands until after this, and only this stream uses them.
+            // SAFETY: the callers of `times_of` keep the operands until after it, and only this stream uses them.
             unsafe { graph.replay(&self.stream)? };
             end.record(&self.stream)?;
         }
@@ -113,11 +128,10 @@ pub fn measure(
     let mut clock = Clock::new(stream, scale)?;
     let info = stream.device().info();
     let device = info.id.to_string();
-    let copy = Bench::new("copy", vec![expand(scale.copied, 1)]);
-    let empty = Bench::new("empty", vec![Problem::new(Expand, Dims::new(1, 1, 8), mhc_core::DType::F32)]);
+    let empty = Bench::new("empty", vec![Problem::new(Expand, Dims::new(1, 1, 8), DType::F32)]);
     let gpu = Gpu {
         samples: scale.samples,
-        copy_bytes: copy.bytes(),
+        copy_bytes: 2 * scale.copied as u64,
         flushed_bytes: scale.flushed as u64,
         empty_graph_us: clock.times(&empty)?.cold,
         first_calls: Vec::new(),
@@ -125,8 +139,8 @@ pub fn measure(
     let measured = Measured {
         id: device.clone(),
         name: info.name.clone(),
-        driver: driver(stream),
-        copy_gb_s: copy.bytes() as f64 / clock.times(&copy)?.cold / 1e3,
+        driver: machine::driver(info),
+        copy_gb_s: 2.0 * scale.copied as f64 / clock.copy(scale.copied)?.cold / 1e3,
         gpu: Some(gpu),
     };
     each(&measured, News::Device(&measured));
@@ -148,16 +162,4 @@ pub fn measure(
         }
     }
     Ok(())
-}
-
-/// The kernel's driver where it says so, else what the device's notes say of a driver.
-pub fn driver(stream: &Stream) -> Option<String> {
-    let version = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
-    let number = |text: String| {
-        let words = text.lines().next()?.split_whitespace().map(str::to_string).collect::<Vec<_>>();
-        words.into_iter().find(|w| w.split('.').count() >= 2 && w.starts_with(|c: char| c.is_ascii_digit()))
-    };
-    let info = stream.device().info();
-    let noted = || Some(info.notes.iter().find(|(name, _)| name.contains("driver"))?).map(|(n, v)| format!("{n} {v}"));
-    version.filter(|_| info.id.backend == "cuda").and_then(number).or_else(noted)
 }

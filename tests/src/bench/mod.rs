@@ -11,7 +11,7 @@ pub mod record;
 use anyhow::{Result, bail};
 use mhc_core::{
     AnyOp, Axis, DType, Dims, Level, Numerics, Problem, Stream,
-    ops::{Expand, Post, PostBwd, Pre, PreBwd},
+    ops::{Post, PostBwd, Pre, PreBwd},
 };
 
 pub use operands::{Noise, Ready};
@@ -160,10 +160,4 @@ impl Timed for Copy {
     fn wait(&self) -> Result<()> {
         Ok(())
     }
-}
-
-/// One stream of `bytes` bytes expanded to one: a copy by the library itself, rows of 16 KiB.
-fn expand(bytes: usize, streams: usize) -> Problem {
-    const CHANNELS: usize = 4096;
-    Problem::new(Expand, Dims::new(bytes.div_ceil(4 * CHANNELS), streams, CHANNELS), DType::F32)
 }

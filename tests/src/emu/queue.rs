@@ -1,5 +1,5 @@
 //! Events, graphs and pinned memory of the emulator. Everything is done when a call returns, so that an event is the host's clock, and a
-//! graph the list of launches to make again.
+//! graph the list of what to do again.
 
 use std::{
     collections::HashMap,
@@ -11,22 +11,28 @@ use std::{
 };
 
 use mhc_core::{
-    DevPtr, Error, RawStream, Result,
+    DevPtr, RawStream, Result,
     gpu::{GpuQueue, RawEvent, RawGraph},
 };
 
 use super::{EmuDriver, failed};
 
-/// A launch as it is sent to the emulator.
-type Words = Vec<u64>;
+/// A launch or a copy as it is sent to the emulator.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Which.
+    pub command: u8,
+    /// Its arguments.
+    pub words: Vec<u64>,
+}
 
 /// What there is besides memory.
 #[derive(Default)]
 pub struct Queue {
     next: AtomicU64,
     events: Mutex<HashMap<u64, Option<Instant>>>,
-    captures: Mutex<HashMap<RawStream, Vec<Words>>>,
-    graphs: Mutex<HashMap<u64, Vec<Words>>>,
+    captures: Mutex<HashMap<RawStream, Vec<Work>>>,
+    graphs: Mutex<HashMap<u64, Vec<Work>>>,
     pinned: Mutex<HashMap<usize, Box<[Line]>>>,
 }
 
@@ -53,9 +59,9 @@ impl Queue {
         }
     }
 
-    /// Keeps the launch for later if the stream is being captured, and says whether it did.
-    pub fn keep(&self, s: RawStream, launch: &Words) -> bool {
-        lock(&self.captures).get_mut(&s).map(|kept| kept.push(launch.clone())).is_some()
+    /// Keeps the work for later if the stream is being captured, and says whether it did.
+    pub fn keep(&self, s: RawStream, work: &Work) -> bool {
+        lock(&self.captures).get_mut(&s).map(|kept| kept.push(work.clone())).is_some()
     }
 }
 
@@ -86,6 +92,10 @@ unsafe impl GpuQueue for EmuDriver {
             s.send(b'd', &[src.0, bytes as u64], &[])?;
             std::io::Read::read_exact(&mut s.from, data)
         })
+    }
+
+    unsafe fn copy(&self, dst: DevPtr, src: DevPtr, bytes: usize, s: RawStream) -> Result<()> {
+        self.enqueue(s, Work { command: b'c', words: vec![dst.0, src.0, bytes as u64] })
     }
 
     fn create_event(&self) -> Result<RawEvent> {
@@ -124,10 +134,8 @@ unsafe impl GpuQueue for EmuDriver {
     }
     unsafe fn replay(&self, g: RawGraph, s: RawStream) -> Result<()> {
         self.queue.allowed("replay", s)?;
-        let launches = lock(&self.queue.graphs).get(&g.0).cloned();
-        let launches =
-            launches.ok_or_else(|| Error::Driver { call: "replay", code: 0, name: "no such graph".into() })?;
-        launches.iter().try_for_each(|words| self.send_launch(words))
+        let works = lock(&self.queue.graphs).get(&g.0).cloned();
+        works.ok_or_else(|| failed("replay", "no such graph"))?.iter().try_for_each(|work| self.work(work))
     }
     unsafe fn destroy_graph(&self, g: RawGraph) {
         lock(&self.queue.graphs).remove(&g.0);

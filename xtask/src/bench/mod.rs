@@ -3,6 +3,7 @@
 mod criterion;
 mod gpu;
 mod peers;
+mod roofline;
 mod tables;
 
 use std::{fs, path::PathBuf};
@@ -12,6 +13,7 @@ use clap::ValueEnum;
 use mhc_ops::Probe;
 use mhc_tests::bench::{self, record::Record};
 
+pub use roofline::draw as roofline;
 pub use tables::highlights;
 
 use crate::{devices::Which, home::Home, programs, report, test};

@@ -92,7 +92,7 @@ fn limit(limit: Limit) -> String {
     }
 }
 
-fn microseconds(us: f64) -> String {
+pub fn microseconds(us: f64) -> String {
     if us < 100.0 { format!("{us:.2}") } else { format!("{us:.0}") }
 }
 
@@ -135,7 +135,7 @@ fn device(d: &Measured) -> String {
 /// Who did something, and where if not beside us.
 fn peer_name(p: &Peer) -> String {
     match &p.elsewhere {
-        Some(device) => format!("{} (published, another {device})", p.peer),
+        Some(device) => format!("{} (published, {device})", p.peer),
         None => p.peer.clone(),
     }
 }
@@ -179,8 +179,11 @@ fn body(text: &mut String, record: &Record, shown: impl Fn(&str) -> bool) {
 }
 
 /// What a reader of the README wants to see: the work with limits, or else the training shape, and the peers.
-pub fn highlights(record: &Record) -> String {
+pub fn highlights(record: &Record, picture: Option<&str>) -> String {
     let mut text = format!("**{}, {}.** {}.\n\n", record.machine, record.date, devices(record).replace('\n', "; "));
+    if let Some(picture) = picture {
+        let _ = writeln!(text, "![How near each work comes to what memory allows]({picture})\n");
+    }
     let agreed = record.rows.iter().any(|r| r.limit.is_some());
     body(&mut text, record, |id| agreed || id.ends_with(TRAINING));
     text
@@ -247,7 +250,7 @@ mod tests {
     #[test]
     fn peers_stand_beside_the_same_work() {
         let (header, rows) = ratios(&record()).unwrap();
-        assert_eq!(header, ["work", "ours µs", "P", "Q (published, another H100)"]);
+        assert_eq!(header, ["work", "ours µs", "P", "Q (published, H100)"]);
         assert_eq!(rows, [["a", "1.50", "3.00 (2.0 ×)", ""], ["b", "5.00", "", "50.00 (10.0 ×)"]]);
     }
 }

@@ -5,7 +5,6 @@ mod engine;
 mod gain;
 mod network;
 mod picture;
-mod svg;
 
 use std::{fs, path::PathBuf};
 
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use mhc_ops::{DType, MAX_STREAMS, Numerics, Stream};
 use serde::Serialize;
 
-use crate::{home::Home, report};
+use crate::{home::Home, report, svg};
 use activations::Activations;
 use engine::{Clock, InF64, OnDevice};
 use gain::Gain;

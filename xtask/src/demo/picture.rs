@@ -4,8 +4,8 @@ use super::{
     Findings, Findings1,
     gain::{Gain, Matrix, column_sums, row_sums},
     network::Kind,
-    svg::{Anchor, P, Svg},
 };
+use crate::svg::{Anchor, P, Svg};
 
 const SIZE: P = (1280.0, 1000.0);
 const INK: &str = "#1f2933";

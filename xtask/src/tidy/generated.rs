@@ -11,24 +11,40 @@ use crate::{
     bench,
     doctor::{self, Accuracy},
     report::markdown_table,
+    test::Conformance,
 };
 
 /// Where generated parts may be.
-const DOCUMENTS: &[&str] = &["README.md", "docs/numerics.md"];
+const DOCUMENTS: &[&str] = &["README.md", "docs/conformance.md", "docs/numerics.md"];
 /// Measurements that are committed.
 const RECORDS: &str = "tests/records/";
 /// The program that the README shows.
 const EXAMPLE: &str = "mhc-ops/examples/quickstart.rs";
 
-/// Every document with its generated parts as they must be.
-fn documents(root: &Path, files: &[File]) -> Result<Vec<(&'static str, String, String)>> {
+/// A file that is made or has parts that are: its path, what is in it, and what must be.
+type Made = (String, String, String);
+
+/// Every document with its generated parts as they must be, and every picture.
+fn documents(root: &Path, files: &[File]) -> Result<Vec<Made>> {
     let parts = parts(root, files)?;
-    let one = |path: &&'static str| {
-        let old = fs::read_to_string(root.join(path)).context(*path)?;
-        let new = fill(&old, &parts).context(*path)?;
-        Ok((*path, old, new))
+    let document = |path: &&str| {
+        let old = fs::read_to_string(root.join(path)).context(path.to_string())?;
+        let new = fill(&old, &parts).context(path.to_string())?;
+        Ok((path.to_string(), old, new))
     };
-    DOCUMENTS.iter().map(one).collect()
+    let mut made = DOCUMENTS.iter().map(document).collect::<Result<Vec<_>>>()?;
+    for (picture, record) in pictures(files) {
+        let old = fs::read_to_string(root.join(&picture)).unwrap_or_default();
+        made.push((picture, old, bench::roofline(&Record::load(root.join(record))?)));
+    }
+    Ok(made)
+}
+
+/// The picture of every record of the agreed work, and that record.
+fn pictures(files: &[File]) -> Vec<(String, &str)> {
+    let start = format!("{RECORDS}bars-");
+    let device = |path: &str| Some(path.strip_prefix(&start)?.strip_suffix(".json")?.to_string());
+    files.iter().filter_map(|f| Some((format!("docs/roofline-{}.svg", device(&f.path)?), f.path.as_str()))).collect()
 }
 
 /// Documents that are out of date.
@@ -39,11 +55,11 @@ pub fn stale(root: &Path, files: &[File]) -> Result<Vec<String>> {
 }
 
 /// Writes documents that are out of date, and gives their paths.
-pub fn bless(root: &Path, files: &[File]) -> Result<Vec<&'static str>> {
+pub fn bless(root: &Path, files: &[File]) -> Result<Vec<String>> {
     let mut written = Vec::new();
     for (path, old, new) in documents(root, files)? {
         if old != new {
-            fs::write(root.join(path), new).context(path)?;
+            fs::write(root.join(&path), new).context(path.clone())?;
             written.push(path);
         }
     }
@@ -71,7 +87,9 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
     let example = files.iter().find(|f| f.path == EXAMPLE).with_context(|| format!("{EXAMPLE} is missing"))?;
     parts.insert("example", format!("```rust\n{}```", shown(&example.text)));
     let mut speed = String::new();
+    let mut conformance = String::new();
     let mut records = Vec::new();
+    let pictures = pictures(files);
     let mut paths: Vec<_> =
         files.iter().filter(|f| f.path.starts_with(RECORDS) && f.is(&["json"])).map(|f| &f.path).collect();
     paths.sort();
@@ -79,14 +97,17 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
         let file = root.join(path);
         match path.trim_start_matches(RECORDS).split('-').next() {
             Some("accuracy") => records.push(Accuracy::load(&file)?),
+            Some("conformance") => conformance += &Conformance::load(&file)?.markdown(),
             Some("bench" | "bars") => {
-                let shown = bench::highlights(&Record::load(&file)?);
+                let picture = pictures.iter().find(|(_, of)| of == path).map(|(picture, _)| picture.as_str());
+                let shown = bench::highlights(&Record::load(&file)?, picture);
                 let _ = writeln!(speed, "{shown}\nEverything that was timed: [{path}]({path}).\n");
             }
             _ => (),
         }
     }
     parts.insert("speed", speed);
+    parts.insert("conformance", conformance);
     parts.insert("support", support(files, &records, &cases));
     parts.insert("accuracy", records.iter().map(Accuracy::markdown).collect());
     Ok(parts)
