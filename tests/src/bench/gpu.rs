@@ -3,7 +3,7 @@
 
 use anyhow::{Result, anyhow};
 use mhc_core::{
-    DType, Dims, Fill, Problem, Stream, Tensor,
+    DType, Dims, Problem, Slot, Stream, Tensor,
     gpu::{self, Event, Graph},
     ops::Expand,
 };
@@ -71,7 +71,7 @@ impl Clock {
 
     /// Of a copy of so many bytes by the driver.
     fn copy(&mut self, bytes: usize) -> Result<Times> {
-        let noise = Noise::new().fill(bytes / 4, DType::F32, Fill::Normal { std: 1.0 });
+        let noise = Noise::new().fill(&Slot::coeff("copy", &[]), bytes / 4, DType::F32);
         let from = Tensor::from_bytes(&self.stream, DType::F32, &[bytes / 4], &noise)?;
         let mut to = Tensor::empty(&self.stream, DType::F32, &[bytes / 4])?;
         let stream = self.stream.clone();
