@@ -108,7 +108,14 @@ impl Device for CpuDevice {
         let layout = layout(bytes).ok_or_else(out_of_memory)?;
         // SAFETY: the layout's size is at least 1.
         let p = unsafe { alloc::alloc(layout) };
-        if p.is_null() { Err(out_of_memory()) } else { Ok(DevPtr(p as u64)) }
+        if p.is_null() {
+            return Err(out_of_memory());
+        }
+        if bytes >= LARGE {
+            // SAFETY: just allocated, with this size.
+            unsafe { ask_for_huge_pages(p, layout.size()) };
+        }
+        Ok(DevPtr(p as u64))
     }
 
     unsafe fn free(&self, p: DevPtr, bytes: usize, _: RawStream) {
@@ -131,8 +138,35 @@ impl Device for CpuDevice {
     }
 }
 
+/// Bytes of a huge page, where the system has them.
+const HUGE_PAGE: usize = 2 << 20;
+/// Bytes from which memory is asked for in huge pages: too many to be wasted on a few rounded up.
+const LARGE: usize = 4 * HUGE_PAGE;
+
 fn layout(bytes: usize) -> Option<alloc::Layout> {
-    alloc::Layout::from_size_align(bytes.max(1), 256).ok()
+    let align = if bytes >= LARGE { HUGE_PAGE } else { 256 };
+    alloc::Layout::from_size_align(bytes.max(1), align).ok()
+}
+
+/// Kernels take rows of x from places that are pages apart, and with 4 KB pages wait for the translation of their addresses: at T = 2048,
+/// n = 4, C = 2048, 2 threads of a busy Xeon, medians in turns, `pre` in bf16 took 4.6 ms and takes 4.2, `pre_bwd` in f32 20.8 and 18.1.
+/// An advice, which the system may leave.
+///
+/// # Safety
+/// `bytes` bytes from `p` on are the caller's allocation.
+unsafe fn ask_for_huge_pages(p: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            fn madvise(p: *mut core::ffi::c_void, bytes: usize, advice: core::ffi::c_int) -> core::ffi::c_int;
+        }
+        /// `MADV_HUGEPAGE`.
+        const HUGE: core::ffi::c_int = 14;
+        // SAFETY: the C library's function, which std links; the range is the caller's, and the advice changes no contents.
+        unsafe { madvise(p.cast(), bytes, HUGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (p, bytes);
 }
 
 #[derive(Debug)]

@@ -137,17 +137,35 @@ unsafe fn aggregate_4<S: Simd, E: Lane, O: Lane>(s: S, w: &[f32], a: Rows<'_, E>
         // SAFETY: there are four rows by the caller's promise.
         rows[j] = unsafe { a.ptr(j, 0).cast_const() };
     }
+    let mut c = 0;
+    if E::DTYPE == O::DTYPE {
+        // Each channel by itself, so that the order within a pair does not matter as long as both types have the same.
+        while c + 2 * S::LANES <= out.len() {
+            let mut acc = [s.zero(); 2];
+            // SAFETY: two vectors are left of every row; rows of streamed operands are aligned to 64 bytes, and `c` is a multiple of
+            // twice the lanes.
+            unsafe {
+                for j in 0..4 {
+                    let pair = E::load_pair(s, rows[j].add(c));
+                    acc[0] = s.fma(wv[j], pair[0], acc[0]);
+                    acc[1] = s.fma(wv[j], pair[1], acc[1]);
+                }
+                O::store_pair(s, out.ptr(0, c), acc, out.streamed());
+            }
+            c += 2 * S::LANES;
+        }
+    }
     vectors(
         s,
-        out.len(),
+        out.len() - c,
         #[inline(always)]
-        // SAFETY: `vectors` stays inside the rows.
-        |c, n, full| unsafe {
+        // SAFETY: `vectors` stays inside what is left of the rows.
+        |k, n, full| unsafe {
             let mut acc = s.zero();
             for j in 0..4 {
-                acc = s.fma(wv[j], load(s, rows[j].add(c), n, full), acc);
+                acc = s.fma(wv[j], load(s, rows[j].add(c + k), n, full), acc);
             }
-            put(s, out, (0, c), acc, n, full);
+            put(s, out, (0, c + k), acc, n, full);
         },
     );
 }

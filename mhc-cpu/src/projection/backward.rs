@@ -6,7 +6,7 @@
 
 use core::ops::Range;
 
-use super::{Buffer, Projection, Shape, Streams, by_rows};
+use super::{Buffer, LINE, Projection, Shape, Streams, by_rows};
 use crate::{
     call::{Call, Rows},
     rows,
@@ -15,12 +15,14 @@ use crate::{
 
 /// Tokens taken at a time.
 const TOKENS: usize = 16;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// Tokens of a register tile of d_x.
 const ROWS: usize = 4;
 /// Channels of a task: pieces of rows that are worth fetching, slices of phi and d_phi that fit into L2.
 const CHANNELS: usize = 512;
+/// Numbers from one row of such a slice or buffer to the next: an odd number of cache lines. Rows a power of two apart would share a few
+/// sets of L1. (17.8 to 17.5 ms for `pre_bwd` in f32 at T = 2048, n = 4, C = 2048. Tried there and rejected: 32 tokens at a time, 1024
+/// channels, asking for the rows that the direct parts will read, d_x written tile by tile: all slower, or lost in the noise.)
+const PITCH: usize = CHANNELS + LINE / size_of::<f32>();
 /// Streams whose direct parts are found together, so that each stream of what is mixed back is read once.
 const STREAMS: usize = 4;
 /// Tasks wanted.
@@ -49,7 +51,7 @@ pub(crate) trait Direct: Sync {
 pub(crate) struct NoDirect;
 impl Direct for NoDirect {}
 
-/// Part of a block of tokens. Buffers for it have [`CHANNELS`] numbers for each of its tokens.
+/// Part of a block of tokens. Buffers for it have [`PITCH`] numbers for each of its tokens.
 #[derive(Clone)]
 pub(crate) struct Part {
     /// Which tokens, at most [`TOKENS`].
@@ -63,7 +65,7 @@ pub(crate) struct Part {
 impl Part {
     /// What a buffer holds of token number `row` of the block.
     pub fn row<'a>(&self, buffer: &'a [f32], row: usize) -> &'a [f32] {
-        &buffer[row * CHANNELS..][..self.len]
+        &buffer[row * PITCH..][..self.len]
     }
 
     /// What a buffer for several streams holds of token number `row` of the block: a row of `len` channels for each stream.
@@ -72,14 +74,14 @@ impl Part {
     /// Nothing else uses the buffer meanwhile, which has room for every stream that is used.
     pub unsafe fn rows<'a>(&self, buffer: *mut f32, row: usize) -> Rows<'a, f32> {
         // SAFETY: the caller's promise.
-        unsafe { Rows::at_address(buffer.add(row * CHANNELS), TOKENS * CHANNELS, self.len) }
+        unsafe { Rows::at_address(buffer.add(row * PITCH), TOKENS * PITCH, self.len) }
     }
 
     /// Calls `f` with every token and the offset of its numbers in a buffer.
     #[inline(always)]
     pub fn for_each(&self, mut f: impl FnMut(usize, usize)) {
         for (row, t) in self.tokens.clone().enumerate() {
-            f(t, row * CHANNELS);
+            f(t, row * PITCH);
         }
     }
 }
@@ -114,7 +116,7 @@ impl Cut {
 impl Shape {
     fn backward_scratch(&self, tokens: usize) -> Scratch {
         let cut = Cut::new(self, tokens);
-        let slices = cut.blocks * CHANNELS * self.streams * self.columns;
+        let slices = cut.blocks * PITCH * self.streams * self.columns;
         let shrink = tokens * self.columns;
         // Vectors must not cross cache lines.
         let phi = (shrink + tokens).next_multiple_of(LINE / size_of::<f32>());
@@ -192,7 +194,7 @@ impl Backward<'_> {
     pub unsafe fn run(&self, c: &Call<'_>, direct: &dyn Direct) {
         let shape = self.p.shape;
         let (cut, at) = (Cut::new(&shape, c.d.tokens), shape.backward_scratch(c.d.tokens));
-        let slice = CHANNELS * shape.streams * shape.columns;
+        let slice = PITCH * shape.streams * shape.columns;
         // SAFETY: the parts lie in the scratch, and every task below has its own slice of what it writes.
         unsafe {
             let upstream = self.upstream(c);
@@ -203,7 +205,7 @@ impl Backward<'_> {
             );
             c.blocks(cut.blocks * shape.streams, |b| {
                 let (block, stream) = (b / shape.streams, b % shape.streams);
-                c.simd(Fold { p: &self.p, block, stream, to: phi.ptr(block, stream * CHANNELS * shape.columns) });
+                c.simd(Fold { p: &self.p, block, stream, to: phi.ptr(block, stream * PITCH * shape.columns) });
             });
             c.blocks(cut.blocks * cut.chunks, |task| {
                 let (block, chunk) = (task % cut.blocks, task / cut.blocks);
@@ -224,7 +226,7 @@ fn channels(shape: &Shape, block: usize) -> usize {
     (shape.channels - block * CHANNELS).min(CHANNELS)
 }
 
-/// Copies a block's part of `φ ⊙ w` to `[P][CHANNELS]`, padded with zeros.
+/// Copies a block's part of `φ ⊙ w` to `[P][PITCH]`, padded with zeros.
 struct Fold<'a> {
     p: &'a Projection<'a>,
     block: usize,
@@ -251,7 +253,7 @@ impl SimdFn for Fold<'_> {
                             value = s.mul(value, rows::load(s, w.as_ptr().add(k + at), n, full));
                         }
                     }
-                    s.store_f32(self.to.add(j * CHANNELS + at), value);
+                    s.store_f32(self.to.add(j * PITCH + at), value);
                 }
             }
         }
@@ -265,7 +267,7 @@ struct Slice<'a> {
     upstream: Upstream<'a>,
     block: usize,
     tokens: Range<usize>,
-    /// Phi's slice and the partial d_phi, `[n][P][CHANNELS]`.
+    /// Phi's slice and the partial d_phi, `[n][P][PITCH]`.
     slices: (*const f32, &'a mut [f32]),
 }
 
@@ -285,10 +287,10 @@ impl Slice<'_> {
         let Slice { b, direct, upstream, block, tokens, slices: (phi, d_phi) } = self;
         let (shape, x) = (b.p.shape, b.p.x);
         let (channel, len) = (block * CHANNELS, channels(&shape, block));
-        let (mut staged, mut shared) = (Buffer::<{ TOKENS * CHANNELS }>::new(), Buffer::<{ TOKENS * CHANNELS }>::new());
-        let (staged, shared) = (staged.zeros(TOKENS * CHANNELS), shared.zeros(TOKENS * CHANNELS));
-        let mut d_x = Buffer::<{ STREAMS * TOKENS * CHANNELS }>::new();
-        let d_x = d_x.zeros(STREAMS * TOKENS * CHANNELS);
+        let (mut staged, mut shared) = (Buffer::<{ TOKENS * PITCH }>::new(), Buffer::<{ TOKENS * PITCH }>::new());
+        let (staged, shared) = (staged.zeros(TOKENS * PITCH), shared.zeros(TOKENS * PITCH));
+        let mut d_x = Buffer::<{ STREAMS * TOKENS * PITCH }>::new();
+        let d_x = d_x.zeros(STREAMS * TOKENS * PITCH);
         d_phi.fill(0.0);
         for first in tokens.clone().step_by(TOKENS) {
             let part = Part { tokens: first..(first + TOKENS).min(tokens.end), channel, len };
@@ -298,8 +300,8 @@ impl Slice<'_> {
                 if i == group {
                     direct.streams(&part, i..shape.streams.min(i + STREAMS), shared, d_x);
                 }
-                let d_x = d_x[(i - group) * TOKENS * CHANNELS..][..TOKENS * CHANNELS].as_mut_ptr();
-                let slice = i * shape.columns * CHANNELS;
+                let d_x = d_x[(i - group) * TOKENS * PITCH..][..TOKENS * PITCH].as_mut_ptr();
+                let slice = i * shape.columns * PITCH;
                 // The part of x that is wanted next: the next stream's, or the first one's of the next tokens.
                 let (next, stream) = if i + 1 < shape.streams { (first, i + 1) } else { (first + TOKENS, 0) };
                 let mut ahead = [core::ptr::null(); TOKENS];
@@ -319,18 +321,18 @@ impl Slice<'_> {
                         while j + Q <= shape.columns {
                             // Every group of columns asks for another line of what the vectors cover.
                             let offset = at * x.size() + j / Q * LINE;
-                            phi_tile::<S, V, Q>(s, from, d_p, &part, j, d_phi.add(j * CHANNELS), (&ahead, offset));
+                            phi_tile::<S, V, Q>(s, from, d_p, &part, j, d_phi.add(j * PITCH), (&ahead, offset));
                             j += Q;
                         }
                         while j < shape.columns {
                             let offset = at * x.size();
-                            phi_tile::<S, V, 1>(s, from, d_p, &part, j, d_phi.add(j * CHANNELS), (&ahead, offset));
+                            phi_tile::<S, V, 1>(s, from, d_p, &part, j, d_phi.add(j * PITCH), (&ahead, offset));
                             j += 1;
                         }
                         for row in (0..part.tokens.len()).step_by(ROWS) {
                             let rows = first + row..part.tokens.end.min(first + row + ROWS);
                             let columns = (phi.add(slice + at), shape.columns);
-                            let at = row * CHANNELS + at;
+                            let at = row * PITCH + at;
                             x_tile::<S, V>(s, upstream, rows, columns, staged.as_ptr().add(at), d_x.add(at));
                         }
                     }
@@ -349,7 +351,7 @@ impl Slice<'_> {
 /// `ahead`.
 ///
 /// # Safety
-/// Tokens and columns are in range; `x` has [`CHANNELS`] numbers a token and `d_phi` a column, `V` vectors of them readable.
+/// Tokens and columns are in range; `x` has [`PITCH`] numbers a token and `d_phi` a column, `V` vectors of them readable.
 #[inline(always)]
 unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
     s: S,
@@ -365,7 +367,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
         let mut acc = [[s.zero(); V]; Q];
         for q in 0..Q {
             for v in 0..V {
-                acc[q][v] = s.load_f32(d_phi.add(q * CHANNELS + v * S::LANES));
+                acc[q][v] = s.load_f32(d_phi.add(q * PITCH + v * S::LANES));
             }
         }
         let (weights, stride) = (d_p.ptr(part.tokens.start, j).cast_const(), d_p.len());
@@ -374,7 +376,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
             let weights = weights.wrapping_add(row.wrapping_mul(stride));
             let mut xv = [s.zero(); V];
             for v in 0..V {
-                xv[v] = s.load_f32(x.add(row * CHANNELS + v * S::LANES));
+                xv[v] = s.load_f32(x.add(row * PITCH + v * S::LANES));
             }
             for q in 0..Q {
                 let w = s.splat(*weights.add(q));
@@ -385,7 +387,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
         }
         for q in 0..Q {
             for v in 0..V {
-                s.store_f32(d_phi.add(q * CHANNELS + v * S::LANES), acc[q][v]);
+                s.store_f32(d_phi.add(q * PITCH + v * S::LANES), acc[q][v]);
             }
         }
     }
@@ -394,7 +396,7 @@ unsafe fn phi_tile<S: Simd, const V: usize, const Q: usize>(
 /// Adds to d_x, `V` vectors of [`ROWS`] tokens or what is left of them, what comes through the projection.
 ///
 /// # Safety
-/// Tokens are in range; `x` and `d_x` have [`CHANNELS`] numbers a token, `phi` for each of its `columns`, V vectors of them in use.
+/// Tokens are in range; `x` and `d_x` have [`PITCH`] numbers a token, `phi` for each of its `columns`, V vectors of them in use.
 #[inline(always)]
 unsafe fn x_tile<S: Simd, const V: usize>(
     s: S,
@@ -411,10 +413,15 @@ unsafe fn x_tile<S: Simd, const V: usize>(
             d_p[r] = upstream.d_p.ptr((tokens.start + r).min(tokens.end - 1), 0).cast_const();
         }
         let mut acc = [[s.zero(); V]; ROWS];
+        for r in 0..ROWS {
+            for v in 0..V {
+                acc[r][v] = s.load_f32(d_x.add(r * PITCH + v * S::LANES));
+            }
+        }
         for j in 0..columns {
             let mut w = [s.zero(); V];
             for v in 0..V {
-                w[v] = s.load_f32(phi.add(j * CHANNELS + v * S::LANES));
+                w[v] = s.load_f32(phi.add(j * PITCH + v * S::LANES));
             }
             for r in 0..ROWS {
                 let d_p = s.splat(*d_p[r].add(j));
@@ -428,9 +435,8 @@ unsafe fn x_tile<S: Simd, const V: usize>(
             if t < tokens.end {
                 let shrink = s.splat(-*upstream.shrink.ptr(0, t));
                 for v in 0..V {
-                    let at = r * CHANNELS + v * S::LANES;
-                    let through = s.fma(shrink, s.load_f32(x.add(at)), acc[r][v]);
-                    s.store_f32(d_x.add(at), s.add(through, s.load_f32(d_x.add(at))));
+                    let at = r * PITCH + v * S::LANES;
+                    s.store_f32(d_x.add(at), s.fma(shrink, s.load_f32(x.add(at)), acc[r][v]));
                 }
             }
         }
@@ -462,8 +468,7 @@ impl SimdFn for Finish<'_> {
                 for j in 0..shape.columns {
                     let mut sum = s.zero();
                     for chunk in 0..cut.chunks {
-                        let from =
-                            partials.ptr(chunk * cut.blocks + block, (stream * shape.columns + j) * CHANNELS + at);
+                        let from = partials.ptr(chunk * cut.blocks + block, (stream * shape.columns + j) * PITCH + at);
                         sum = s.add(sum, s.load_f32(from));
                     }
                     if let Some(weight) = weight {

@@ -1,6 +1,6 @@
 //! Up to [`TOKENS`] tokens: phi where it lies, its columns shared out over the threads.
 
-use super::{BLOCK, Block, Buffer, MAX_LANES, Projection, ROWS, Step, TOKENS, Tokens, squares};
+use super::{BLOCK, Block, Buffer, MAX_LANES, Projection, ROWS, Step, TOKENS, Tokens};
 use crate::{
     call::{Call, Rows},
     rows,
@@ -81,7 +81,7 @@ impl Group<'_> {
             unsafe {
                 for r in 0..R {
                     let channels = (block.stream, block.channel, block.len);
-                    x[r] = p.x.widened(s, t + r, channels, staged.add(r * BLOCK * S::LANES));
+                    (x[r], _) = p.x.widened(s, t + r, channels, staged.add(r * BLOCK * S::LANES));
                 }
                 for q in 0..COLUMNS {
                     phi[q] = p.phi.ptr((first + q).min(shape.columns - 1), k).cast_const();
@@ -153,18 +153,14 @@ impl SimdFn for Rms<'_> {
         let shape = self.p.shape;
         let mut staged = Buffer::<{ BLOCK * MAX_LANES }>::new();
         for (t, rho) in self.rho.iter_mut().enumerate() {
-            let mut sum = [0.0f32; MAX_LANES];
+            let mut sum = s.zero();
             for b in 0..shape.blocks(S::LANES) {
-                let block = shape.block(S::LANES, b);
-                // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors, and `sum` one.
-                unsafe {
-                    let channels = (block.stream, block.channel, block.len);
-                    let x = self.p.x.widened(s, t, channels, staged.as_mut_ptr());
-                    squares(s, [x], block.vectors, [sum.as_mut_ptr()]);
-                }
+                let Block { stream, channel, len, .. } = shape.block(S::LANES, b);
+                // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors.
+                let (_, squares) = unsafe { self.p.x.widened(s, t, (stream, channel, len), staged.as_mut_ptr()) };
+                sum = s.add(sum, squares);
             }
-            // SAFETY: as above.
-            *rho = rows::inv_rms(s.sum(unsafe { s.load_f32(sum.as_ptr()) }), shape.row(), self.p.rms_eps);
+            *rho = rows::inv_rms(s.sum(sum), shape.row(), self.p.rms_eps);
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use core::ops::Range;
 
-use super::{BLOCK, Buffer, Chunks, MAX_COLUMNS, MAX_LANES, Projection, ROWS, Shape, Step, TOKENS, Tokens, squares};
+use super::{BLOCK, Buffer, Chunks, LINE, MAX_COLUMNS, MAX_LANES, Projection, ROWS, Shape, Step, TOKENS, Tokens};
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::{Simd, SimdFn, prefetch, prefetch_l2},
+    simd::{Simd, SimdFn, prefetch_l2},
 };
 
 /// Columns whose sums are kept at once; a multiple of every tile width.
@@ -178,26 +178,22 @@ unsafe fn block<S: Simd, const Q: usize>(
     let staged = staged.as_mut_ptr();
     for t in (0..tokens.len()).step_by(ROWS) {
         let mut x = [core::ptr::null(); ROWS];
-        let mut ahead = [Ahead { near: core::ptr::null(), far: core::ptr::null(), step: S::LANES * p.x.size() }; ROWS];
-        let mut square_rows = [core::ptr::null_mut(); ROWS];
+        let mut ahead = [Ahead::new(s, p.x.size()); ROWS];
         for r in 0..ROWS {
             // Rows beyond the last are computed from the last, and not used.
             let row = first_row + (t + r).min(tokens.len() - 1);
-            // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors a row.
+            let square_sum = square_sums[(t + r) * S::LANES..][..S::LANES].as_mut_ptr();
+            // SAFETY: token, stream and channels are in range; `staged` has BLOCK vectors a row, `square_sum` one.
             unsafe {
-                x[r] = p.x.widened(s, row, (block.stream, block.channel, block.len), staged.add(r * BLOCK * S::LANES));
-                ahead[r].far = p.x.address((next_row + t + r).min(last), next.stream, next.channel);
-                ahead[r].near = if t + ROWS < tokens.len() {
-                    p.x.address((row + ROWS).min(last), block.stream, block.channel)
-                } else {
-                    p.x.address((next_row + r).min(last), next.stream, next.channel)
-                };
+                let (channels, to) = ((block.stream, block.channel, block.len), staged.add(r * BLOCK * S::LANES));
+                let (row_x, squares) = p.x.widened(s, row, channels, to);
+                x[r] = row_x;
+                s.store_f32(square_sum, s.add(s.load_f32(square_sum), squares));
+                ahead[r].row = p.x.address((next_row + t + r).min(last), next.stream, next.channel);
             }
-            square_rows[r] = square_sums[(t + r) * S::LANES..].as_mut_ptr();
         }
         // SAFETY: pointers as above; the panel's slice of this block and group has `block.vectors` times Q vectors.
         unsafe {
-            squares(s, x, block.vectors, square_rows);
             for g in groups.clone() {
                 let slice = (block.before * columns + g * block.vectors * Q) * S::LANES;
                 let acc = tile::<S, Q>(s, x, panel.0.add(slice), block.vectors, ahead[g % ROWS]);
@@ -213,14 +209,23 @@ unsafe fn block<S: Simd, const Q: usize>(
     }
 }
 
-/// What a tile asks for while it multiplies, one row of x a group of columns: the next tile's rows to L1, those of the next block of K
-/// to L2. The hardware fetches ahead within a page, and a block of K ends before it has seen much of one.
+/// What a tile asks for while it multiplies, one row of x a group of columns: the rows of the next block of K, to L2. The hardware
+/// fetches ahead within a page, and a block of K ends before it has seen much of one.
 #[derive(Clone, Copy)]
 struct Ahead {
-    near: *const u8,
-    far: *const u8,
+    row: *const u8,
     /// Bytes a vector.
     step: usize,
+    /// Set bits of the vectors that begin within a cache line: a line is asked for once.
+    within: usize,
+}
+
+impl Ahead {
+    /// Nothing yet, for rows of elements of `size` bytes.
+    fn new<S: Simd>(_: S, size: usize) -> Self {
+        let step = S::LANES * size;
+        Self { row: core::ptr::null(), step, within: (LINE / step).max(1) - 1 }
+    }
 }
 
 /// The register tile: `acc[r][q] = Σ_v x_r[v]·phi[v][q]`.
@@ -236,22 +241,26 @@ unsafe fn tile<S: Simd, const Q: usize>(
     ahead: Ahead,
 ) -> [[S::V; Q]; ROWS] {
     let mut acc = [[s.zero(); Q]; ROWS];
+    let (mut phi, mut at) = (phi, 0);
     for v in 0..vectors {
-        prefetch(ahead.near.wrapping_add(v * ahead.step));
-        prefetch_l2(ahead.far.wrapping_add(v * ahead.step));
+        if v & ahead.within == 0 {
+            prefetch_l2(ahead.row.wrapping_add(v.wrapping_mul(ahead.step)));
+        }
         // SAFETY: `v < vectors`.
         unsafe {
             let mut xv = [s.zero(); ROWS];
             for r in 0..ROWS {
-                xv[r] = s.load_f32(x[r].add(v * S::LANES));
+                xv[r] = s.load_f32(x[r].add(at));
             }
             for q in 0..Q {
-                let w = s.load_f32(phi.add((v * Q + q) * S::LANES));
+                let w = s.load_f32(phi.add(q * S::LANES));
                 for r in 0..ROWS {
                     acc[r][q] = s.fma(xv[r], w, acc[r][q]);
                 }
             }
+            phi = phi.add(Q * S::LANES);
         }
+        at = at.wrapping_add(S::LANES);
     }
     acc
 }

@@ -26,7 +26,7 @@ use mhc_core::{DType, Dims, bf16, f16};
 use crate::{
     call::{Call, Rows},
     rows,
-    simd::Simd,
+    simd::{Lane, Simd},
 };
 
 /// Tokens of one block of the forward pass: the rows of x and phi's panel share an L2 of 1 to 2 MB.
@@ -40,6 +40,9 @@ const ROWS: usize = 4;
 
 /// Vectors of one block along K: 6 columns of phi are 12 KB of L1, four rows of x 8 KB.
 const BLOCK: usize = 32;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Lanes of the widest vectors.
 const MAX_LANES: usize = 16;
@@ -280,6 +283,7 @@ impl<'a> Streams<'a> {
     }
 
     /// `len` channels of a row as f32, padded with zeros to whole vectors: where they are, if that is so already, else in `staged`.
+    /// And their squares, summed lane by lane; nothing is computed for a caller that ignores them.
     ///
     /// # Safety
     /// Token, stream and channels are in range; `staged` is writable for `len` numbers, rounded up to whole vectors.
@@ -290,15 +294,15 @@ impl<'a> Streams<'a> {
         t: usize,
         (i, c, len): (usize, usize, usize),
         staged: *mut f32,
-    ) -> *const f32 {
+    ) -> (*const f32, S::V) {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Self::F32(x) if len.is_multiple_of(S::LANES) => x.at(t).ptr(i, c),
-                _ => {
-                    by_rows!(self, x => rows::widen(s, x.at(t).ptr(i, c), len, staged));
-                    staged
+                Self::F32(x) if len.is_multiple_of(S::LANES) => {
+                    let x = x.at(t).ptr(i, c).cast_const();
+                    (x, squares(s, x, len, None))
                 }
+                _ => (staged, by_rows!(self, x => squares(s, x.at(t).ptr(i, c), len, Some(staged)))),
             }
         }
     }
@@ -314,22 +318,52 @@ impl<'a> Streams<'a> {
     }
 }
 
-/// Adds the squares of R rows of f32, `vectors` vectors each, to `sums`, a vector a row.
+/// The squares of `len` elements, summed lane by lane. The elements go to `to` as they pass, padded with zeros to whole vectors.
 ///
 /// # Safety
-/// Rows and sums are that long.
+/// `from` is readable for `len` elements, `to` is writable for as many, rounded up to whole vectors.
 #[inline(always)]
-unsafe fn squares<S: Simd, const R: usize>(s: S, x: [*const f32; R], vectors: usize, sums: [*mut f32; R]) {
-    let mut acc = [[s.zero(); 2]; R];
-    for v in 0..vectors {
-        for r in 0..R {
-            // SAFETY: `v` is one of the row's vectors.
-            let value = unsafe { s.load_f32(x[r].add(v * S::LANES)) };
-            acc[r][v % 2] = s.fma(value, value, acc[r][v % 2]);
+unsafe fn squares<S: Simd, E: Lane>(s: S, from: *const E, len: usize, to: Option<*mut f32>) -> S::V {
+    // Two sums, in turns and by name: picked by a number that is known only at run time, they would not stay in registers.
+    let (mut even, mut odd) = (s.zero(), s.zero());
+    let mut at = 0;
+    // SAFETY: no more is taken than what is left of the row.
+    unsafe {
+        while len - at >= 2 * S::LANES {
+            even = square(s, from, at, (S::LANES, true), to, even);
+            odd = square(s, from, at + S::LANES, (S::LANES, true), to, odd);
+            at += 2 * S::LANES;
+        }
+        let n = (len - at).min(S::LANES);
+        if n > 0 {
+            even = square(s, from, at, (n, n == S::LANES), to, even);
+        }
+        if len - at > n {
+            odd = square(s, from, at + n, (len - at - n, false), to, odd);
         }
     }
-    for r in 0..R {
-        // SAFETY: `sums[r]` holds a vector.
-        unsafe { s.store_f32(sums[r], s.add(s.load_f32(sums[r]), s.add(acc[r][0], acc[r][1]))) };
+    s.add(even, odd)
+}
+
+/// The step of [`squares`]: a vector of `n` elements, `at` elements on.
+///
+/// # Safety
+/// As there; there are as many elements.
+#[inline(always)]
+unsafe fn square<S: Simd, E: Lane>(
+    s: S,
+    from: *const E,
+    at: usize,
+    (n, full): (usize, bool),
+    to: Option<*mut f32>,
+    sum: S::V,
+) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = rows::load(s, from.add(at), n, full);
+        if let Some(to) = to {
+            s.store_f32(to.add(at), value);
+        }
+        s.fma(value, value, sum)
     }
 }

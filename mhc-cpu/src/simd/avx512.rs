@@ -136,6 +136,23 @@ unsafe impl Simd for Avx512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
         }
     }
+    /// Even and odd elements: two operations instead of two for each.
+    #[inline(always)]
+    unsafe fn load_bf16_pair(self, p: *const bf16) -> [__m512; 2] {
+        unsafe {
+            let both = _mm512_loadu_si512(p.cast());
+            let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, p: *mut bf16, [even, odd]: [__m512; 2], streamed: bool) {
+        unsafe {
+            let even = _mm512_srli_epi32::<16>(self.round_bf16_up(even));
+            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, self.round_bf16_up(odd));
+            if streamed { _mm512_stream_si512(p.cast(), both) } else { _mm512_storeu_si512(p.cast(), both) }
+        }
+    }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const f16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
@@ -171,9 +188,9 @@ unsafe impl Simd for Avx512 {
 }
 
 impl Avx512 {
-    /// 16 bf16, rounded to nearest even.
+    /// Rounded to nearest even bf16, each in the upper half of its lane; what is left in the lower halves means nothing.
     #[inline(always)]
-    fn round_bf16(self, v: __m512) -> __m256i {
+    fn round_bf16_up(self, v: __m512) -> __m512i {
         // SAFETY: as above.
         unsafe {
             let u = _mm512_castps_si512(v);
@@ -182,7 +199,15 @@ impl Avx512 {
             let even = _mm512_mask_add_epi32(down, odd, down, _mm512_set1_epi32(1));
             // Rounding would carry a NaN's mantissa into its exponent: make it a quiet NaN instead.
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let rounded = _mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x0040_0000));
+            _mm512_mask_or_epi32(even, nan, u, _mm512_set1_epi32(0x0040_0000))
+        }
+    }
+
+    /// 16 bf16, rounded to nearest even.
+    #[inline(always)]
+    fn round_bf16(self, v: __m512) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
             // The upper halves of the lanes, by one permutation: a shift and a narrowing are three operations.
             let upper = _mm512_set_epi64(
                 0,
@@ -194,7 +219,7 @@ impl Avx512 {
                 0x000f_000d_000b_0009,
                 0x0007_0005_0003_0001,
             );
-            _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded))
+            _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, self.round_bf16_up(v)))
         }
     }
 }

@@ -61,6 +61,29 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is readable for `LANES` elements.
     unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
+    /// Two vectors of 2·`LANES` bf16 in whatever order is cheapest, the one in which [`store_bf16_pair`](Simd::store_bf16_pair) takes them.
+    ///
+    /// # Safety
+    /// `p` is readable for 2·`LANES` elements.
+    #[inline(always)]
+    unsafe fn load_bf16_pair(self, p: *const bf16) -> [Self::V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [self.load_bf16(p), self.load_bf16(p.add(Self::LANES))] }
+    }
+    /// The inverse of [`load_bf16_pair`](Simd::load_bf16_pair), past the caches if it is `streamed`.
+    ///
+    /// # Safety
+    /// `p` is writable for 2·`LANES` elements, and if streamed aligned to as many.
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, p: *mut bf16, v: [Self::V; 2], streamed: bool) {
+        for half in 0..2 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let p = p.add(half * Self::LANES);
+                if streamed { self.stream_bf16(p, v[half]) } else { self.store_bf16(p, v[half]) }
+            }
+        }
+    }
     /// # Safety
     /// `p` is readable for `LANES` elements.
     unsafe fn load_f16(self, p: *const f16) -> Self::V;
@@ -155,18 +178,6 @@ pub(crate) unsafe trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
-/// Asks for the cache line at `p`, which need not be readable, to be brought to L1.
-#[inline(always)]
-pub(crate) fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: part of every x86-64; a prefetch never faults.
-    unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(p.cast())
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
 /// Asks for the cache line at `p`, which need not be readable, to be brought to L2.
 #[inline(always)]
 pub(crate) fn prefetch_l2(p: *const u8) {
@@ -201,6 +212,32 @@ pub(crate) trait Lane: Element {
     /// `p` is writable for `LANES` elements and aligned to as many.
     unsafe fn stream<S: Simd>(s: S, p: *mut Self, v: S::V);
 
+    /// Two vectors of 2·`LANES` elements in the order in which [`store_pair`](Lane::store_pair) takes them: for what is done to each
+    /// element alone.
+    ///
+    /// # Safety
+    /// `p` is readable for 2·`LANES` elements.
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(s: S, p: *const Self) -> [S::V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::load(s, p), Self::load(s, p.add(S::LANES))] }
+    }
+
+    /// The inverse of [`load_pair`](Lane::load_pair), past the caches if it is `streamed`.
+    ///
+    /// # Safety
+    /// `p` is writable for 2·`LANES` elements, and if streamed aligned to as many.
+    #[inline(always)]
+    unsafe fn store_pair<S: Simd>(s: S, p: *mut Self, v: [S::V; 2], streamed: bool) {
+        for half in 0..2 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let p = p.add(half * S::LANES);
+                if streamed { Self::stream(s, p, v[half]) } else { Self::store(s, p, v[half]) }
+            }
+        }
+    }
+
     /// The first `n < LANES` elements, other lanes 0.
     ///
     /// # Safety
@@ -231,7 +268,7 @@ pub(crate) trait Lane: Element {
 }
 
 macro_rules! lane {
-    ($t:ty, $load:ident, $store:ident, $stream:ident) => {
+    ($t:ty, $load:ident, $store:ident, $stream:ident $(, $load_pair:ident, $store_pair:ident)?) => {
         impl Lane for $t {
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
@@ -248,11 +285,23 @@ macro_rules! lane {
                 // SAFETY: the caller's promise is the callee's.
                 unsafe { s.$stream(p, v) }
             }
+            $(
+                #[inline(always)]
+                unsafe fn load_pair<S: Simd>(s: S, p: *const Self) -> [S::V; 2] {
+                    // SAFETY: the caller's promise is the callee's.
+                    unsafe { s.$load_pair(p) }
+                }
+                #[inline(always)]
+                unsafe fn store_pair<S: Simd>(s: S, p: *mut Self, v: [S::V; 2], streamed: bool) {
+                    // SAFETY: the caller's promise is the callee's.
+                    unsafe { s.$store_pair(p, v, streamed) }
+                }
+            )?
         }
     };
 }
 lane!(f32, load_f32, store_f32, stream_f32);
-lane!(bf16, load_bf16, store_bf16, stream_bf16);
+lane!(bf16, load_bf16, store_bf16, stream_bf16, load_bf16_pair, store_bf16_pair);
 lane!(f16, load_f16, store_f16, stream_f16);
 
 /// An instruction set.

@@ -36,6 +36,48 @@ impl<E: Lane> SimdFn for Widen<'_, E> {
     }
 }
 
+/// Scales by a number that needs rounding, vector by vector or pair by pair.
+struct Scale<'a, E> {
+    from: &'a [E],
+    to: &'a mut [E],
+    pairs: bool,
+}
+
+impl<E: Lane> SimdFn for Scale<'_, E> {
+    type Output = ();
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) {
+        let by = s.splat(1.003);
+        for c in (0..self.from.len()).step_by(2 * S::LANES) {
+            // SAFETY: both have the same length, a multiple of twice every level's lanes.
+            unsafe {
+                let (from, to) = (self.from.as_ptr().add(c), self.to.as_mut_ptr().add(c));
+                if self.pairs {
+                    let [a, b] = E::load_pair(s, from);
+                    E::store_pair(s, to, [s.mul(by, a), s.mul(by, b)], false);
+                } else {
+                    E::store(s, to, s.mul(by, E::load(s, from)));
+                    E::store(s, to.add(S::LANES), s.mul(by, E::load(s, from.add(S::LANES))));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_are_two_vectors() {
+    let from: Vec<bf16> = (0..=0xffff).map(bf16::from_bits).collect();
+    for level in Level::available() {
+        let [one, two] = [false, true].map(|pairs| {
+            let mut to = vec![bf16::ZERO; from.len()];
+            // SAFETY: the level is available.
+            unsafe { level.run(Scale { from: &from, to: &mut to, pairs }) };
+            to.into_iter().map(bf16::to_bits).collect::<Vec<_>>()
+        });
+        assert_eq!(one, two, "{}", level.name());
+    }
+}
+
 /// All upper halves, each with lower halves at, just below and just above a tie of bf16, and one at a tie of f16.
 fn patterns() -> Vec<f32> {
     let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x1000, 0xf000];
