@@ -6,7 +6,7 @@
 //           registers for the whole launch, as fragments of products spread over 8 warps. Tiles of 16 tokens come by tensor copies
 //           through a ring of slots in shared memory. For each tile, every block sends its partial sums of a token to the block that
 //           owns the token; that adds them in the order of the ranks and sends H_pre back to all; what is still in the slot is mixed.
-//           Warps 0..7 multiply, add and mix; 8 copies; 9..11 make coefficients, Sinkhorn after H_pre has gone out.
+//           Warps 0..7 multiply and mix; 8 copies; 9 adds and sends; 10, 11 make coefficients, Sinkhorn after H_pre has gone out.
 //           No slot is overwritten early: the copy of tile k + slots waits for the mix of tile k, that for H_pre from every owner, and an
 //           owner sends it when it has read the partial sums of tile k of every block. So rings of that depth are safe everywhere.
 // Traffic   10·C bytes + 200 a token, φ once a cluster.
@@ -37,7 +37,7 @@ struct PreCluster {
 
 // Streams, columns of φ, tokens of a tile, warps that multiply and that make coefficients; floats of a token's partial sums: the
 // columns, Σx², and 3 to fill 16 bytes.
-static const u32 N = 4, P = N * (N + 2), TILE = 16, MULTIPLY = 8, COPY = 1, COEFFICIENTS = 3, SUMS = P + 4;
+static const u32 N = 4, P = N * (N + 2), TILE = 16, MULTIPLY = 8, COEFFICIENTS = 2, SUMS = P + 4;
 // Tiles whose matrices one warp makes doubly stochastic together.
 static const u32 GROUP = 4;
 static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
@@ -45,7 +45,7 @@ static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
 // Where things lie in a block's shared memory.
 struct Layout {
     u32 slot, rank, ranks, owned, owned_bits, part_channels, slots;
-    u32 base, reduce, sums, h_pre, far, full, empty, summed, sent;
+    u32 base, reduce, sums, h_pre, far, full, empty, summed, sent, added, taken;
 
     // A slot has the tile's streams, one after the other, then its y.
     DEVICE_MEMBER Layout(u32 shared, u32 channels, u32 slots, u32 ranks, bool post) : rank(cluster_rank()), ranks(ranks), slots(slots) {
@@ -63,6 +63,8 @@ struct Layout {
         empty = full + slots * 8;
         summed = empty + slots * 8;
         sent = summed + slots * 8;
+        added = sent + slots * 8;
+        taken = added + 16;
     }
 };
 
@@ -121,14 +123,19 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
     float acc[P / 8][4] = {}, apart[P / 8][4] = {}, square[2] = {};
     float(&low)[P / 8][4] = BLOCKS <= 4 ? apart : acc;
     const u32 row = lane % 16, blocks = l.part_channels / 32 * N;
+    const auto fetch = [&](u32(&x)[4], u32 slabs) {
+        const u32 block = smaller(warp * BLOCKS + slabs / 2, blocks - 1);
+        load_matrices(x, slot + block / 2 * (TILE * 128) + piece(row, block % 2 * 4 + slabs % 2 * 2 + lane / 16));
+    };
+    u32 next[4];
+    fetch(next, 0);
 #pragma unroll
     for (u32 b = 0; b < BLOCKS; ++b) {
-        const u32 block = warp * BLOCKS + b;
-        if (block >= blocks) continue;
 #pragma unroll
         for (u32 slab = 0; slab < 2; ++slab) {
-            u32 x[4];
-            load_matrices(x, slot + block / 2 * (TILE * 128) + piece(row, block % 2 * 4 + slab * 2 + lane / 16));
+            u32 x[4] = {next[0], next[1], next[2], next[3]};
+            if (b * 2 + slab + 1 < BLOCKS * 2) fetch(next, b * 2 + slab + 1);
+            if (warp * BLOCKS + b >= blocks) continue;
 #pragma unroll
             for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(acc[tile], x, phi.hi[b][tile][2 * slab], phi.hi[b][tile][2 * slab + 1]);
 #pragma unroll
@@ -154,23 +161,33 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
     }
 }
 
-// The sums over the multiplying warps, to the tokens' owners.
-DEVICE void reduce_and_send(const Layout& l, u32 from, u32 slot) {
-    const u32 item = thread_index();
-    if (item >= TILE * (SUMS / 4)) return;
-    const u32 token = item / (SUMS / 4), part = item % (SUMS / 4);
-    float sum[4];
-    shared_load(sum, from + item * 16);
+// The sums over the multiplying warps, to the tokens' owners: one warp, so that those that multiply need not wait for each other.
+DEVICE void reduce_and_send(const Layout& l, u32 tiles) {
+    const u32 lane = thread_index() % 32;
+    cluster_wait();
+    Turn now, buffer;
+    for (u32 k = 0; k < tiles; ++k, now.next(l.slots), buffer.next(2)) {
+        const u32 from = l.reduce + buffer.slot * (MULTIPLY * SUMS_BYTES);
+        barrier_wait(l.added + buffer.slot * 8, buffer.parity);
+#pragma unroll 2
+        for (u32 item = lane; item < TILE * (SUMS / 4); item += 32) {
+            const u32 token = item / (SUMS / 4), part = item % (SUMS / 4);
+            float sum[4];
+            shared_load(sum, from + item * 16);
 #pragma unroll
-    for (u32 w = 1; w < MULTIPLY; ++w) {
-        float v[4];
-        shared_load(v, from + w * SUMS_BYTES + item * 16);
+            for (u32 w = 1; w < MULTIPLY; ++w) {
+                float v[4];
+                shared_load(v, from + w * SUMS_BYTES + item * 16);
 #pragma unroll
-        for (u32 e = 0; e < 4; ++e) sum[e] += v[e];
+                for (u32 e = 0; e < 4; ++e) sum[e] += v[e];
+            }
+            const u32 owner = token >> l.owned_bits, row = l.rank * l.owned + token % l.owned;
+            const u32 to = l.sums + now.slot * SUMS_BYTES + (row * SUMS + part * 4) * 4;
+            send(address_in(to, owner), sum, address_in(l.summed + now.slot * 8, owner));
+        }
+        wave_barrier();
+        if (lane == 0) barrier_arrive(l.taken + buffer.slot * 8);
     }
-    const u32 owner = token >> l.owned_bits, row = l.rank * l.owned + token % l.owned;
-    const u32 to = l.sums + slot * SUMS_BYTES + (row * SUMS + part * 4) * 4;
-    send(address_in(to, owner), sum, address_in(l.summed + slot * 8, owner));
 }
 
 // layer_input of a tile's channels that this block has.
@@ -249,7 +266,7 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
     Weights<BLOCKS> phi;
     a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
     cluster_wait();
-    Turn now, then;
+    Turn now, then, buffer;
     for (u32 k = 0; k < tiles + behind; ++k) {
         if (k < tiles) {
             const u64 first_token = (u64)(cluster + k * clusters) * TILE;
@@ -264,11 +281,13 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
                 post_slot(a, l, l.base + now.slot * l.slot, h, first_token);
                 named_sync(1, MULTIPLY * 32);
             }
-            const u32 partial = l.reduce + k % 2 * (MULTIPLY * SUMS_BYTES);
+            barrier_wait(l.taken + buffer.slot * 8, buffer.parity ^ 1);
+            const u32 partial = l.reduce + buffer.slot * (MULTIPLY * SUMS_BYTES);
             multiply<BLOCKS>(phi, l, l.base + now.slot * l.slot, partial, warp, lane);
-            named_sync(1, MULTIPLY * 32);
-            reduce_and_send(l, partial, now.slot);
+            wave_barrier();
+            if (lane == 0) barrier_arrive(l.added + buffer.slot * 8);
             now.next(l.slots);
+            buffer.next(2);
         }
         if (k >= behind) {
             barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
@@ -359,7 +378,7 @@ DEVICE float token_coefficients(const PreCluster& a, const Layout& l, const Colu
 // The warps take groups of tiles in turn: first what the blocks wait for, tile by tile, then Sinkhorn for the whole group, during which
 // the next warp goes on. One warp's tiles come after the other's, or else a wait might take an old phase of a slot for its own.
 DEVICE void coefficients(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
-    const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - COPY, owned = l.owned;
+    const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - 2, owned = l.owned;
     const Column column(a, lane);
     cluster_wait();
     Turn now;
@@ -406,6 +425,10 @@ template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
             barrier_init(l.summed + s * 8, 1);
             barrier_init(l.sent + s * 8, 1);
         }
+        for (u32 s = 0; s < 2; ++s) {
+            barrier_init(l.added + s * 8, MULTIPLY);
+            barrier_init(l.taken + s * 8, 1);
+        }
         barrier_init_done();
     }
     barrier();
@@ -417,7 +440,8 @@ template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
         multiply_and_mix<BLOCKS, POST>(a, l, cluster, clusters, tiles);
     } else {
         if constexpr (MORE > 168) give_registers<3 * 168 - 2 * MORE>();
-        if (warp < MULTIPLY + COPY) copy<POST>(a, l, cluster, clusters, tiles);
+        if (warp == MULTIPLY) copy<POST>(a, l, cluster, clusters, tiles);
+        else if (warp == MULTIPLY + 1) reduce_and_send(l, tiles);
         else coefficients(a, l, cluster, clusters, tiles);
     }
     // Nobody ends while others may still write to its shared memory.

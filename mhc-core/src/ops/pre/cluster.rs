@@ -44,7 +44,7 @@ fn split(channels: usize, kernels: &Kernels) -> Option<(usize, usize, &'static s
 /// Bytes of shared memory with so many slots; the kernel's `Layout`.
 fn shared(part: usize, rows: usize, slots: usize) -> usize {
     let (sums, barriers) = (TILE * 28 * 4, 4 * 8);
-    1024 + slots * (part * rows * TILE * 2 + sums + TILE * 16 + barriers) + 2 * 8 * sums + 3 * 896
+    1024 + slots * (part * rows * TILE * 2 + sums + TILE * 16 + barriers) + 2 * 8 * sums + 2 * 896 + 4 * 8
 }
 
 /// The launch, if the device and the sizes allow it.
