@@ -1,14 +1,12 @@
 // What Hopper adds: barriers in shared memory that count bytes, clusters whose blocks write each other's shared memory, and tensor
 // copies. Shared memory is named by 32-bit addresses here, as the instructions want it.
 #pragma once
-#include "prelude.cuh"
+#include "copies.cuh"
 
 // A tensor map: what a tensor copy knows of an operand (Arg::Tile).
 struct alignas(64) TensorMap {
     u64 cells[16];
 };
-
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 DEVICE void barrier_init(u32 bar, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals)); }
 // Makes initialised barriers known to the cluster and to the copy engine.

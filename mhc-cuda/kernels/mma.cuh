@@ -29,6 +29,12 @@ DEVICE u32 to_tf32(float v) {
     return r;
 }
 
+// v = hi + lo in tf32 but for its last bit or two. Without rounding, so that nothing overflows.
+DEVICE void split_tf32(float v, u32& hi, u32& lo) {
+    hi = float_to_bits(v) & 0xffffe000u;
+    lo = float_to_bits(v - bits_to_float(hi));
+}
+
 // Two bf16 in a word, `lo` in its lower half.
 DEVICE u32 pack_bf16(float lo, float hi) {
     u32 r;

@@ -18,6 +18,15 @@ const TUNED: &[Source] = &[
         },
     },
     Source {
+        name: "project_bwd_mma",
+        text: include_str!("../../kernels/project_bwd_mma.cuh"),
+        entries: || {
+            let kernels = Entry::all(&["project_bwd_mma"], &[2, 4]).into_iter();
+            let wide = Entry::all(&["project_bwd_mma_f32"], &[2, 4]).into_iter().filter(|e| e.dtype != DType::F32);
+            kernels.chain(wide).map(|e| Entry { arch: "sm80", ..e }).collect()
+        },
+    },
+    Source {
         name: "pre_cluster",
         text: include_str!("../../kernels/pre_cluster.cuh"),
         entries: || {
@@ -30,8 +39,11 @@ const TUNED: &[Source] = &[
 ];
 
 /// Files that the tuned sources include besides those of all GPUs.
-const TUNED_HEADERS: &[(&str, &str)] =
-    &[("mma.cuh", include_str!("../../kernels/mma.cuh")), ("hopper.cuh", include_str!("../../kernels/hopper.cuh"))];
+const TUNED_HEADERS: &[(&str, &str)] = &[
+    ("copies.cuh", include_str!("../../kernels/copies.cuh")),
+    ("mma.cuh", include_str!("../../kernels/mma.cuh")),
+    ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
+];
 
 /// The files that a source includes, by the name it uses, and their texts.
 pub fn headers(source: &Source) -> Vec<(&'static str, &'static str)> {

@@ -172,6 +172,17 @@ impl Besides {
         mixing: None,
         d_x: (Ref::streams("d_x"), false),
     };
+
+    /// The arguments that kernels take of it, from d_x on.
+    fn args(&self, args: Args, d: &Dims, columns: usize) -> Args {
+        let mixing = match self.mixing {
+            Some(Orientation::ToFrom) => 0,
+            Some(Orientation::FromTo) => 1,
+            None => 2,
+        };
+        let args = args.at(&[self.d_x.0, self.mixes, self.d_li, self.d_li_f32, self.d_x_next]);
+        args.dims(d).u32(&[columns, mixing])
+    }
 }
 
 /// The gradients of x, phi and the weight for `d_z`; `d_phi` and `d_norm_weight` are slots of that name.
@@ -193,25 +204,10 @@ pub(in crate::ops) fn backward_launches(
     let tokens =
         Launch::new("project", f32_entry("project_bwd_tokens"), gpu::blocks(d.tokens.div_ceil(4)), THREADS, args);
 
-    let tiles = gpu::blocks(d.streams * d.channels.div_ceil(CHANNELS));
-    let Besides { mixes, d_li, d_li_f32, d_x_next, mixing, d_x: (out, wide) } = *besides;
-    let mixing = match mixing {
-        Some(Orientation::ToFrom) => 0,
-        Some(Orientation::FromTo) => 1,
-        None => 2,
+    let (products, parts, ranges) = match MmaBackward::find(d, act, caps, o, besides) {
+        Some(tuned) => tuned.launch(desc, d, o, besides, (p, shrink), scratch),
+        None => products(desc, d, act, o, besides, (p, shrink), scratch),
     };
-    let kernel = if wide { "project_bwd_x_f32" } else { "project_bwd_x" };
-    let args = Args::new(desc).at(&[o.x, o.phi, o.weight, p, shrink, out]);
-    let args = args.at(&[mixes, d_li, d_li_f32, d_x_next]).dims(d).u32(&[o.columns, mixing]).build();
-    let d_x = Launch::new("project", Entry::new(kernel, act, 0), tiles, THREADS, args);
-    let d_x = d_x.across(gpu::blocks(d.tokens.div_ceil(TOKENS)).min(65535));
-
-    let phi = o.columns * d.row();
-    let ranges = d.tokens.div_ceil(256).min(16).min((PARTS / (4 * phi)).max(1));
-    let parts = scratch.pointer(ranges * phi);
-    let args = Args::new(desc).at(&[o.x, p, parts]).dims(d).u32(&[o.columns]).build();
-    let mut d_phi = Launch::new("project", Entry::new("project_bwd_phi", act, 0), tiles, THREADS, args);
-    d_phi.grid = [tiles, gpu::blocks(o.columns.div_ceil(COLUMNS)), gpu::blocks(ranges)];
 
     let weighted = matches!(o.weight, Ref::Slot(..));
     let args = Args::new(desc).at(&[parts, o.phi, o.weight, Ref::rows("d_phi")]);
@@ -220,7 +216,101 @@ pub(in crate::ops) fn backward_launches(
     let blocks = gpu::blocks(d.row().div_ceil(THREADS as usize));
     let weights = Launch::new("project", f32_entry("project_bwd_weights"), blocks, THREADS, args);
     let weights = weights.across(if weighted { 1 } else { gpu::blocks(o.columns).min(65535) });
-    vec![tokens, d_x, d_phi, weights]
+    [vec![tokens], products, vec![weights]].concat()
+}
+
+/// d_x and the parts of phi's gradient for `p` and `shrink`; where the parts are, and how many.
+fn products(
+    desc: &'static OpDesc,
+    d: &Dims,
+    act: DType,
+    o: &Operands,
+    besides: &Besides,
+    (p, shrink): (Ref, Ref),
+    scratch: &mut Scratch,
+) -> (Vec<Launch>, Ref, usize) {
+    let tiles = gpu::blocks(d.streams * d.channels.div_ceil(CHANNELS));
+    let kernel = if besides.d_x.1 { "project_bwd_x_f32" } else { "project_bwd_x" };
+    let args = besides.args(Args::new(desc).at(&[o.x, o.phi, o.weight, p, shrink]), d, o.columns).build();
+    let d_x = Launch::new("project", Entry::new(kernel, act, 0), tiles, THREADS, args);
+    let d_x = d_x.across(gpu::blocks(d.tokens.div_ceil(TOKENS)).min(65535));
+
+    let phi = o.columns * d.row();
+    let ranges = d.tokens.div_ceil(256).min(16).min(most_parts(phi));
+    let parts = scratch.pointer(ranges * phi);
+    let args = Args::new(desc).at(&[o.x, p, parts]).dims(d).u32(&[o.columns]).build();
+    let mut d_phi = Launch::new("project", Entry::new("project_bwd_phi", act, 0), tiles, THREADS, args);
+    d_phi.grid = [tiles, gpu::blocks(o.columns.div_ceil(COLUMNS)), gpu::blocks(ranges)];
+    (vec![d_x, d_phi], parts, ranges)
+}
+
+/// Ranges of tokens whose parts of a gradient of `phi` elements fit in scratch.
+fn most_parts(phi: usize) -> usize {
+    (PARTS / (4 * phi)).max(1)
+}
+
+/// A tuned kernel that stands in for both `project_bwd_x` and `project_bwd_phi`: its source and entry, and how it is launched.
+struct MmaBackward {
+    found: (&'static str, Entry),
+    /// Warps of a block: each has its own 32 channels or range of tokens.
+    warps: usize,
+    /// Bytes of shared memory of a warp.
+    bytes: usize,
+}
+
+impl MmaBackward {
+    /// Channels of a warp, tokens that a range is a multiple of, and tokens that make a range worth its part of the sum.
+    const CHANNELS: usize = 32;
+    const STEP: usize = 16;
+    const LEAST: usize = 64;
+
+    /// Warps that run at the same time on the largest device: 8 on each of 132 multiprocessors. A constant, as the order of sums over
+    /// tokens follows from it.
+    const RESIDENT: usize = 1056;
+
+    fn find(d: &Dims, act: DType, caps: &GpuCaps, o: &Operands, besides: &Besides) -> Option<Self> {
+        let wide = besides.d_x.1 && act != DType::F32;
+        let kernel = if wide { "project_bwd_mma_f32" } else { "project_bwd_mma" };
+        let found = caps.tuned(kernel, act, d.streams).filter(|_| o.columns == d.mix() && d.tokens > 0)?;
+        // As the kernel lays it out: fragments of phi, x and d_x_next, d_li, p twice, coefficients.
+        let (n, columns, tokens) = (d.streams, o.columns.next_multiple_of(8), 32 / act.size());
+        let rows = tokens * Self::CHANNELS;
+        let bytes = 128 * n * columns + 2 * n * rows * act.size() + 4 * rows + 8 * tokens * columns + 112 * tokens;
+        let warps = (caps.shared_per_block as usize / bytes).min(4);
+        (warps > 0).then_some(Self { found, warps, bytes })
+    }
+
+    /// Ranges of tokens, and tokens of a range: as many as keep all warps busy for a whole number of turns, nearly.
+    fn ranges(d: &Dims, phi: usize) -> (usize, usize) {
+        let groups = d.channels.div_ceil(Self::CHANNELS);
+        let whole = |turns: &usize| turns * Self::RESIDENT / groups;
+        let idle = |turns: &usize| (turns * Self::RESIDENT - whole(turns) * groups) * 16 / (turns * Self::RESIDENT);
+        let turns = (1..=3).filter(|t| whole(t) > 0).min_by_key(idle);
+        let ranges = turns.map_or(1, |t| whole(&t)).min(d.tokens.div_ceil(Self::LEAST)).min(most_parts(phi)).max(1);
+        let range = d.tokens.div_ceil(ranges).next_multiple_of(Self::STEP);
+        (d.tokens.div_ceil(range), range)
+    }
+
+    /// As [`products`].
+    fn launch(
+        &self,
+        desc: &'static OpDesc,
+        d: &Dims,
+        o: &Operands,
+        besides: &Besides,
+        (p, shrink): (Ref, Ref),
+        scratch: &mut Scratch,
+    ) -> (Vec<Launch>, Ref, usize) {
+        let phi = o.columns * d.row();
+        let (ranges, range) = Self::ranges(d, phi);
+        let parts = scratch.pointer(ranges * phi);
+        let args = besides.args(Args::new(desc).at(&[o.x, o.phi, o.weight, p, shrink]), d, o.columns);
+        let args = args.at(&[parts]).u32(&[ranges, range]).build();
+        let blocks = gpu::blocks((ranges * d.channels.div_ceil(Self::CHANNELS)).div_ceil(self.warps));
+        let (source, entry) = self.found;
+        let launch = Launch::new(source, entry, blocks, 32 * self.warps as u32, args);
+        (vec![Launch { shared: (self.warps * self.bytes) as u32, ..launch }], parts, ranges)
+    }
 }
 
 pub(super) fn forward(op: &Project, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {

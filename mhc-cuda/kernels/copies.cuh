@@ -1,0 +1,22 @@
+// Copies from memory to shared memory that run by themselves (cp.async, compute capability 8.0 and above). Shared memory is named by
+// 32-bit addresses here, as the instructions want it.
+#pragma once
+#include "prelude.cuh"
+
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Begins to copy BYTES, 4, 8 or 16, from a multiple of as many; unless `live` nothing is read, and zeros are written.
+template <u32 BYTES> DEVICE void copy_ahead(u32 to, const void* from, bool live) {
+    const u32 bytes = live ? BYTES : 0;
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(bytes) : "memory");
+    }
+}
+
+// Ends a group of copies.
+DEVICE void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until this thread's copies are there, but for those of its last LEFT groups.
+template <u32 LEFT> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
