@@ -121,7 +121,7 @@ DEVICE u32 piece(u32 row, u32 piece) { return row * 128 + ((piece ^ (row & 7)) <
 template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Layout& l, u32 slot, u32 to, u32 warp, u32 lane) {
     // The two parts of φ are added apart where registers allow, which halves the chains of dependent products.
     float acc[P / 8][4] = {}, apart[P / 8][4] = {}, square[2] = {};
-    float(&low)[P / 8][4] = BLOCKS <= 4 ? apart : acc;
+    float(&low)[P / 8][4] = BLOCKS <= 5 ? apart : acc;
     const u32 row = lane % 16, blocks = l.part_channels / 32 * N;
     const auto fetch = [&](u32(&x)[4], u32 slabs) {
         const u32 block = smaller(warp * BLOCKS + slabs / 2, blocks - 1);
