@@ -450,15 +450,10 @@ template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
     cluster_wait();
 }
 
-// One block a multiprocessor.
-#define MHC_CLUSTER_ENTRY(NAME, BLOCKS, POST)                                                         \
-    extern "C" __global__ void __launch_bounds__(384, 1) NAME(const __grid_constant__ PreCluster a) { \
-        pre_cluster<BLOCKS, POST>(a);                                                                 \
-    }
-#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 2, false)
-#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 4, false)
-#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 5, false)
-#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 7, false)
-#define MHC_KERNEL_post_pre_cluster_2(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 2, true)
-#define MHC_KERNEL_post_pre_cluster_4(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 4, true)
-#define MHC_KERNEL_post_pre_cluster_5(NAME, E, N) MHC_CLUSTER_ENTRY(NAME, 5, true)
+#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<2, false>)
+#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<4, false>)
+#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<5, false>)
+#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<7, false>)
+#define MHC_KERNEL_post_pre_cluster_2(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<2, true>)
+#define MHC_KERNEL_post_pre_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<4, true>)
+#define MHC_KERNEL_post_pre_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<5, true>)

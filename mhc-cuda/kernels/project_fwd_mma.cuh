@@ -177,6 +177,10 @@ template <class E, u32 NT, u32 M, u32 AHEAD> DEVICE void project_fwd_mma(const P
     }
 }
 
-#define MHC_KERNEL_project_fwd_mma_8(NAME, E, N) MHC_ENTRY(NAME, 128, ProjectFwd<E>, project_fwd_mma<E, 1, 2, 2>)
-#define MHC_KERNEL_project_fwd_mma_24(NAME, E, N) MHC_ENTRY(NAME, 128, ProjectFwd<E>, project_fwd_mma<E, 3, 2, 2>)
-#define MHC_KERNEL_project_fwd_mma_80(NAME, E, N) MHC_ENTRY(NAME, 128, ProjectFwd<E>, project_fwd_mma<E, 10, 1, 2>)
+// As many blocks as their part of φ leaves room for have registers enough to keep the loads of two steps in flight.
+#define MHC_KERNEL_project_fwd_mma_8(NAME, E, N) \
+    MHC_ENTRY_RESIDENT(NAME, 128, 3, ProjectFwd<E>, project_fwd_mma<E, 1, 2, 2>)
+#define MHC_KERNEL_project_fwd_mma_24(NAME, E, N) \
+    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectFwd<E>, project_fwd_mma<E, 3, 2, 2>)
+#define MHC_KERNEL_project_fwd_mma_80(NAME, E, N) \
+    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectFwd<E>, project_fwd_mma<E, 10, 1, 2>)
