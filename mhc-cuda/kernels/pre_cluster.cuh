@@ -266,12 +266,12 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
     Weights<BLOCKS> phi;
     a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
     cluster_wait();
+    PostWeights h;
+    if (POST) h.load(a, (u64)cluster * TILE);
     Turn now, then, buffer;
     for (u32 k = 0; k < tiles + behind; ++k) {
         if (k < tiles) {
             const u64 first_token = (u64)(cluster + k * clusters) * TILE;
-            PostWeights h;
-            if (POST) h.load(a, first_token);
             if (thread_index() == 0) {
                 barrier_expect(l.summed + now.slot * 8, SUMS_BYTES);
                 barrier_expect(l.sent + now.slot * 8, TILE * 16);
@@ -279,6 +279,8 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
             barrier_wait(l.full + now.slot * 8, now.parity);
             if (POST) {
                 post_slot(a, l, l.base + now.slot * l.slot, h, first_token);
+                // The next tile's, which are on their way while this one is multiplied.
+                h.load(a, first_token + (u64)clusters * TILE);
                 named_sync(1, MULTIPLY * 32);
             }
             barrier_wait(l.taken + buffer.slot * 8, buffer.parity ^ 1);
