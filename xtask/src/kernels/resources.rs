@@ -138,7 +138,14 @@ mod tests {
         let entries = parse(log).unwrap();
         assert_eq!(
             entries["a"],
-            Resources { registers: 40, spill_stores: 12, spill_loads: 16, stack: 24, shared: 4224 }
+            Resources {
+                registers: 40,
+                spill_stores: 12,
+                spill_loads: 16,
+                stack: 24,
+                shared: 4224,
+                ..Default::default()
+            }
         );
         assert_eq!(entries["b"], Resources { registers: 255, ..Default::default() });
     }
