@@ -2,6 +2,7 @@
 
 mod generated;
 mod operators;
+mod size;
 mod text;
 
 use std::{fs, path::Path};
@@ -29,7 +30,9 @@ pub struct Args {
 struct File {
     /// Relative to the root, with `/`.
     path: String,
+    /// Empty where it is not text.
     text: String,
+    bytes: usize,
 }
 
 impl File {
@@ -57,6 +60,7 @@ const RULES: &[Rule] = &[
     },
     Rule { what: "no tabs, no trailing blanks, one newline at the end", broken: text::blanks },
     Rule { what: "every crate takes lints, edition and version from the workspace", broken: text::manifests },
+    Rule { what: "a published crate stays below the 10 MiB that the registry takes", broken: size::crates },
     Rule { what: "every operator's folder has the fixed file names, and is listed", broken: operators::folders },
     Rule {
         what: "every operator has conformance cases, and every forward operator a backward",
@@ -105,7 +109,8 @@ fn files(root: &Path, shell: &Shell) -> Result<Vec<File>> {
     for path in list.lines().filter(|p| root.join(p).is_file()) {
         let bytes = fs::read(root.join(path)).with_context(|| path.to_string())?;
         // Pictures and data are not text, and have no lines to break rules.
-        files.push(File { path: path.into(), text: String::from_utf8(bytes).unwrap_or_default() });
+        let size = bytes.len();
+        files.push(File { path: path.into(), text: String::from_utf8(bytes).unwrap_or_default(), bytes: size });
     }
     Ok(files)
 }

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     fn rs(text: &str) -> Vec<File> {
-        vec![File { path: "a/src/b.rs".into(), text: text.into() }]
+        vec![File { path: "a/src/b.rs".into(), text: text.into(), bytes: text.len() }]
     }
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
         assert!(paths(&rs("// see https://arxiv.org/abs/2512.24880\n")).is_empty());
         assert_eq!(blanks(&rs("x \n")).len(), 1);
         assert_eq!(blanks(&rs("x")).len(), 1);
-        let manifest = File { path: "a/Cargo.toml".into(), text: "edition.workspace = true\n".into() };
+        let manifest = File { path: "a/Cargo.toml".into(), text: "edition.workspace = true\n".into(), bytes: 0 };
         assert_eq!(manifests(&[manifest]).len(), 3);
     }
 }
