@@ -5,8 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{GpuCaps, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph};
-use crate::{DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, Result};
+use super::{Arg, GpuCaps, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph};
+use crate::{DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, RawView, Result};
 
 /// What the driver has been asked and what it has given out.
 #[derive(Debug, Default)]
@@ -120,6 +120,14 @@ unsafe impl GpuDriver for Fake {
         self.call("launch", &format!("{:?} {:?}", launch.entry, launch.grid))?;
         self.state().cells.push(cells[..launch.cells()].to_vec());
         Ok(())
+    }
+    fn resident(&self, _: u64, _: &Launch) -> Result<u32> {
+        self.call("resident", "")?;
+        Ok(2)
+    }
+    fn tensor_map(&self, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
+        self.call("tensor_map", &format!("{tokens} {channels}"))?;
+        Ok([view.ptr.0; Arg::MAP_CELLS])
     }
     fn create_stream(&self) -> Result<RawStream> {
         self.call("create_stream", "")?;

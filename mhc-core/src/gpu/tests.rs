@@ -153,6 +153,24 @@ fn falls_back_where_rows_are_not_at_multiples_of_16_bytes() {
     assert!(!kernel(&[aligned, view(0x1000, &[5, 2, 8], &[64, 12, 1])]), "stride");
 }
 
+#[test]
+fn tiles_and_resident_blocks_are_asked_of_the_driver() {
+    let (fake, device) = device();
+    let tile = Arg::Tile { slot: 0, tokens: 16, channels: 64 };
+    let args = vec![tile, Arg::U32(5)];
+    let launch = |blocks| {
+        let launch = Launch::new("post", Entry::new("post_fwd", DType::F32, 4), blocks, 32, args.clone());
+        Launch { resident: true, ..launch }
+    };
+    let kernel = device.prepare(Plan::new(vec![launch(1), launch(9)], 0)).unwrap();
+    // SAFETY: the fake driver touches no operand.
+    unsafe { kernel.launch(RawStream(0), &[view(0x1000, &[5, 8], &[8, 1])], DevPtr::NULL).unwrap() };
+    let state = fake.state();
+    assert_eq!(state.cells, vec![[vec![0x1000; 16], vec![5]].concat(); 2]);
+    let grids = state.calls.iter().filter(|c| c.starts_with("launch ")).map(|c| c.rsplit_once('[').unwrap().1);
+    assert_eq!(grids.collect::<Vec<_>>(), ["1, 1, 1]", "2, 1, 1]"], "never more than run at once");
+}
+
 /// Everything a user can make the driver do.
 fn everything(device: Arc<dyn Device>) -> Result<()> {
     let stream = Stream::new(device)?;
@@ -198,7 +216,7 @@ fn every_failing_call_is_reported_and_nothing_leaks() {
         assert!(fake.state().alive.is_empty(), "after {call} failed: {:?}", fake.state().alive);
     }
     let kinds: HashSet<_> = calls.iter().filter_map(|c| c.split(' ').next()).collect();
-    assert_eq!(kinds.len(), 16, "a call of the driver is not covered: {kinds:?}");
+    assert_eq!(kinds.len(), 17, "a call of the driver is not covered: {kinds:?}");
 }
 
 #[test]
