@@ -119,7 +119,7 @@ fn show(record: &Record, old: Option<&Record>) {
     println!("{}", tables::devices(record));
     if let Some((header, rows)) = tables::ratios(record) {
         let header: Vec<&str> = header.iter().map(String::as_str).collect();
-        println!("\n{}", report::table(&header, 1, rows));
+        println!("\n{}\n{}", report::table(&header, 1, rows), tables::elsewhere(record));
     }
     record.failed.iter().for_each(|f| println!("{} on {} could not be timed: {}", f.id, f.device, f.why));
 }

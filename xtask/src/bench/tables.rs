@@ -132,11 +132,17 @@ fn device(d: &Measured) -> String {
     text
 }
 
-/// Who did something, and where if not beside us.
+/// Who did something, marked where that was not beside us.
 fn peer_name(p: &Peer) -> String {
-    match &p.elsewhere {
-        Some(device) => format!("{} (published, {device})", p.peer),
-        None => p.peer.clone(),
+    if p.elsewhere.is_some() { format!("{} (published)", p.peer) } else { p.peer.clone() }
+}
+
+/// What the mark means; empty where no peer has it.
+pub fn elsewhere(record: &Record) -> String {
+    let places: BTreeSet<&str> = record.peers.iter().filter_map(|p| p.elsewhere.as_deref()).collect();
+    match places.is_empty() {
+        true => String::new(),
+        false => format!("Published times are of another device: {}.", Vec::from_iter(places).join("; ")),
     }
 }
 
@@ -175,6 +181,7 @@ fn body(text: &mut String, record: &Record, shown: impl Fn(&str) -> bool) {
         let _ = writeln!(text, "\nBeside other implementations, µs and how many times ours:\n");
         let header: Vec<&str> = header.iter().map(String::as_str).collect();
         markdown_table(text, &header, 1, &rows);
+        let _ = writeln!(text, "\n{}", elsewhere(record));
     }
 }
 
@@ -250,7 +257,7 @@ mod tests {
     #[test]
     fn peers_stand_beside_the_same_work() {
         let (header, rows) = ratios(&record()).unwrap();
-        assert_eq!(header, ["work", "ours µs", "P", "Q (published, H100)"]);
+        assert_eq!(header, ["work", "ours µs", "P", "Q (published)"]);
         assert_eq!(rows, [["a", "1.50", "3.00 (2.0 ×)", ""], ["b", "5.00", "", "50.00 (10.0 ×)"]]);
     }
 }
