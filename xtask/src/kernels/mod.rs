@@ -299,10 +299,7 @@ fn compare(folder: &Path, old: &Manifest, all: &[Job], built: &BTreeMap<String, 
 
 #[cfg(test)]
 mod tests {
-    use mhc_core::{
-        AnyOp, Level,
-        gpu::{GpuCaps, Launch},
-    };
+    use mhc_core::{AnyOp, Level, gpu::GpuCaps};
 
     use super::*;
 
