@@ -38,8 +38,9 @@ struct PreCluster {
 // Streams, columns of φ, tokens of a tile, warps that multiply and that make coefficients; floats of a token's partial sums: the
 // columns, Σx², and 3 to fill 16 bytes.
 static const u32 N = 4, P = N * (N + 2), TILE = 16, MULTIPLY = 8, COEFFICIENTS = 2, SUMS = P + 4;
-// Tiles whose matrices one warp makes doubly stochastic together.
-static const u32 GROUP = 4;
+// Tiles whose matrices one warp makes doubly stochastic together; tiles that are copied before φ is there: more would hold it up (1.5 %
+// of C = 4096, T = 16384 in the prototype). Named barriers: 1 after `post`, 2 and 3 of the warps that make coefficients.
+static const u32 GROUP = 4, FIRST = 2, PHI_LOADED = 4;
 static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
 
 // Where things lie in a block's shared memory.
@@ -265,6 +266,7 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
     const u32 warp = thread_index() / 32, lane = thread_index() % 32, behind = l.slots > 3 ? 2 : 1;
     Weights<BLOCKS> phi;
     a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
+    if (tiles > FIRST) named_arrive(PHI_LOADED, MULTIPLY * 32 + 32);
     cluster_wait();
     PostWeights h;
     if (POST) h.load(a, (u64)cluster * TILE);
@@ -307,6 +309,7 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
 template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
     Turn now;
     for (u32 k = 0; k < tiles; ++k) {
+        if (k == FIRST) named_sync(PHI_LOADED, MULTIPLY * 32 + 32);
         barrier_wait(l.empty + now.slot * 8, now.parity ^ 1);
         if (thread_index() % 32 == 0) {
             const u32 at[4] = {0, (u32)((cluster + k * clusters) * TILE), l.rank * (l.part_channels / 64), 0};
