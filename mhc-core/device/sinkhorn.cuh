@@ -54,6 +54,14 @@ template <class R> struct WaveMatrix {
 DEVICE float inverse_of(float v) { return reciprocal(v); }
 DEVICE double inverse_of(double v) { return 1.0 / v; }
 
+// A function of elements [a][b] in memory, as one of element b of line a of the first half-step.
+template <class F> struct Led {
+    F f;
+    u32 lead;
+    template <class... V> DEVICE_MEMBER auto operator()(u32 a, u32 b, V... v) const { return f(lead ? a : b, lead ? b : a, v...); }
+};
+template <class F> DEVICE Led<F> led(const Form& form, F f) { return {f, form.lead}; }
+
 // One half-step. `record(line, d)` gets its denominator, negative where that did not depend on the line.
 template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, const Form& f, R, F record) {
     const R eps = f.eps;
@@ -72,19 +80,20 @@ template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, con
     m.sync();
 }
 
-// The first half-step, from logits; without the ε that is added to a softmax. `in(a, b)` is element [a][b] in memory.
-template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& m, const Form& f, R, In in, F record) {
+// The first half-step, from logits; without the ε that is added to a softmax. `in(l, k)` is element k of its line l: everything but `Led`
+// takes the lines of the first half-step for the first index, so that there is one copy of the code.
+template <class R, class M, class In, class F> DEVICE void start(M& m, const Form& f, R, In in, F record) {
 #pragma unroll
     for (u32 l = m.first(); l < m.n; l += m.step()) {
         float max = -3.0e38f;
 #pragma unroll 8
-        for (u32 k = 0; k < m.n; ++k) max = larger(max, FIRST ? in(l, k) : in(k, l));
+        for (u32 k = 0; k < m.n; ++k) max = larger(max, in(l, k));
         R sum = 0;
 #pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) {
             R e;
-            exponential_of((FIRST ? in(l, k) : in(k, l)) - max, e);
-            m.template at<FIRST>(l, k) = e;
+            exponential_of(in(l, k) - max, e);
+            m.template at<true>(l, k) = e;
             sum += e;
         }
         // exp takes the maximum out of the line, and so out of ε.
@@ -95,7 +104,7 @@ template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& 
         const R d = soft || f.mode == NONE ? sum : f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : scale;
         const R inverse = inverse_of(d);
 #pragma unroll 8
-        for (u32 k = 0; k < m.n; ++k) m.template at<FIRST>(l, k) *= inverse;
+        for (u32 k = 0; k < m.n; ++k) m.template at<true>(l, k) *= inverse;
         record(l, live ? d : -d);
     }
     m.sync();
@@ -103,8 +112,7 @@ template <bool FIRST, class R, class M, class In, class F> DEVICE void start(M& 
 
 // `record(step, line, d)` as in half_step.
 template <class R, class M, class In, class F> DEVICE void sinkhorn(M& m, const Form& f, R r, In in, F record) {
-    const auto none = [&](u32 l, R d) { record(0, l, d); };
-    f.lead ? start<true>(m, f, r, in, none) : start<false>(m, f, r, in, none);
+    start(m, f, r, in, [&](u32 l, R d) { record(0, l, d); });
     if (f.start == SOFTMAX && f.mode == ADDED) {
 #pragma unroll
         for (u32 l = m.first(); l < m.n; l += m.step()) {
@@ -115,7 +123,7 @@ template <class R, class M, class In, class F> DEVICE void sinkhorn(M& m, const 
     }
     for (u32 k = 1; k < 2 * f.iters; ++k) {
         const auto one = [&](u32 l, R d) { record(k, l, d); };
-        (k % 2 == 0) == (f.lead != 0) ? half_step<true>(m, f, r, one) : half_step<false>(m, f, r, one);
+        k % 2 == 0 ? half_step<true>(m, f, r, one) : half_step<false>(m, f, r, one);
     }
 }
 
@@ -141,11 +149,10 @@ template <bool FIRST, class R, class M, class D> DEVICE void walk_back(M& y, M& 
 template <class R, class M, class In, class D> DEVICE void sinkhorn_back(M& y, M& g, const Form& f, R r, In in, D denominator) {
     for (u32 k = 2 * f.iters - 1; k > 0; --k) {
         const auto d = [&](u32 l) { return denominator(k, l); };
-        (k % 2 == 0) == (f.lead != 0) ? walk_back<true>(y, g, r, d) : walk_back<false>(y, g, r, d);
+        k % 2 == 0 ? walk_back<true>(y, g, r, d) : walk_back<false>(y, g, r, d);
     }
     // The first half-step again, for elements that ε has swamped.
-    const auto none = [](u32, R) {};
-    f.lead ? start<true>(y, f, r, in, none) : start<false>(y, f, r, in, none);
+    start(y, f, r, in, [](u32, R) {});
     if (f.start == SOFTMAX && f.mode == ADDED) {
 #pragma unroll
         for (u32 l = y.first(); l < y.n; l += y.step()) {
@@ -157,13 +164,13 @@ template <class R, class M, class In, class D> DEVICE void sinkhorn_back(M& y, M
         }
         y.sync();
     }
-    const auto d = [&](u32 l) { return denominator(0, l); };
-    f.lead ? walk_back<true>(y, g, r, d) : walk_back<false>(y, g, r, d);
+    walk_back<true>(y, g, r, [&](u32 l) { return denominator(0, l); });
 }
 
 // Whether the logits want f64; the same in every lane where a wave shares the matrix.
 template <bool WAVE, class In> DEVICE bool far_apart(u32 n, In in) {
     float max = -3.0e38f, min = 3.0e38f;
+#pragma unroll
     for (u32 e = WAVE ? lane_index() : 0; e < n * n; e += WAVE ? MHC_WAVE : 1) {
         const float v = in(e / n, e % n);
         max = larger(max, v);
@@ -194,19 +201,31 @@ template <class R, class M, class In, class Out> DEVICE void run_forward(M& m, c
     m.sync();
 }
 
+// One thread's logits, so that they are read once.
+template <u32 N> struct Logits {
+    float v[N * N];
+    template <class In> DEVICE_MEMBER Logits(In in) {
+#pragma unroll
+        for (u32 e = 0; e < N * N; ++e) v[e] = in(e / N, e % N);
+    }
+    DEVICE_MEMBER float operator()(u32 a, u32 b) const { return v[a * N + b]; }
+};
+
 // Reads the logits `in(a, b)` and writes the projection `out(a, b, v)`. Called by one thread up to 4 streams, else by a whole wave with
 // MATRIX doubles of shared memory to itself.
-template <u32 N, class In, class Out> DEVICE void project_matrix(const Form& f, u32 n, double* shared, In in, Out out) {
-    const bool far = far_apart<!Owner<N>::THREAD>(n, in);
+template <u32 N, class I, class O> DEVICE void project_matrix(const Form& f, u32 n, double* shared, I memory_in, O memory_out) {
+    const auto in = led(f, memory_in);
+    const auto out = led(f, memory_out);
     if constexpr (Owner<N>::THREAD) {
-        if (far) {
+        const Logits<N> logits(in);
+        if (far_apart<false>(N, logits)) {
             OwnMatrix<double, N> m;
-            run_forward(m, f, 0.0, in, out);
+            run_forward(m, f, 0.0, logits, out);
         } else {
             OwnMatrix<float, N> m;
-            run_forward(m, f, 0.0f, in, out);
+            run_forward(m, f, 0.0f, logits, out);
         }
-    } else if (far) {
+    } else if (far_apart<true>(n, in)) {
         WaveMatrix<double> m = {shared, n};
         run_forward(m, f, 0.0, in, out);
     } else {
@@ -222,7 +241,10 @@ DEVICE void run_backward(M& y, M& g, const Form& f, R r, R* sums, u64 step, In i
 #pragma unroll
     for (u32 l = y.first(); l < n; l += y.step()) {
 #pragma unroll 8
-        for (u32 k = 0; k < y.n; ++k) g.template at<true>(l, k) = up(l, k) * y.template at<true>(l, k);
+        for (u32 k = 0; k < y.n; ++k) {
+            R& v = y.template at<true>(l, k);
+            g.template at<true>(l, k) = up(l, k, (float)v) * v;
+        }
     }
     y.sync();
     sinkhorn_back(y, g, f, r, in, [&](u32 k, u32 l) { return sums[(k * n + l) * step]; });
@@ -234,24 +256,36 @@ DEVICE void run_backward(M& y, M& g, const Form& f, R r, R* sums, u64 step, In i
     y.sync();
 }
 
-// The gradient of project_matrix: `up(a, b)` is that of the projection, `out(a, b, v)` gets that of the logits. `shared` holds
-// 2·MATRIX doubles; `sums` 2·iters·n doubles of scratch at distances of `step`.
-template <u32 N, class In, class Up, class Out>
-DEVICE void project_matrix_back(const Form& f, u32 n, double* shared, double* sums, u64 step, In in, Up up, Out out) {
-    const bool far = far_apart<!Owner<N>::THREAD>(n, in);
+// Where the denominators of forward's half-steps are kept, 2·iters·n of them: `far` for doubles, at distances of `step`; `near`, if
+// there is one, for the floats of a thread, at distances of a block's threads.
+struct Sums {
+    double* far;
+    u64 step;
+    float* near;
+};
+
+// The gradient of project_matrix: `up(a, b, v)` is that of the projection's element v, `out(a, b, v)` gets that of the logits. `shared`
+// holds 2·MATRIX doubles.
+template <u32 N, class I, class U, class O>
+DEVICE void project_matrix_back(const Form& f, u32 n, double* shared, const Sums& sums, I memory_in, U memory_up, O memory_out) {
+    const auto in = led(f, memory_in);
+    const auto up = led(f, memory_up);
+    const auto out = led(f, memory_out);
     if constexpr (Owner<N>::THREAD) {
-        if (far) {
+        const Logits<N> logits(in);
+        if (far_apart<false>(N, logits)) {
             OwnMatrix<double, N> y, g;
-            run_backward(y, g, f, 0.0, sums, step, in, up, out);
+            run_backward(y, g, f, 0.0, sums.far, sums.step, logits, up, out);
         } else {
             OwnMatrix<float, N> y, g;
-            run_backward(y, g, f, 0.0f, (float*)sums, 2 * step, in, up, out);
+            float* kept = sums.near ? sums.near : (float*)sums.far;
+            run_backward(y, g, f, 0.0f, kept, sums.near ? threads() : 2 * sums.step, logits, up, out);
         }
-    } else if (far) {
+    } else if (far_apart<true>(n, in)) {
         WaveMatrix<double> y = {shared, n}, g = {shared + MATRIX, n};
-        run_backward(y, g, f, 0.0, sums, step, in, up, out);
+        run_backward(y, g, f, 0.0, sums.far, sums.step, in, up, out);
     } else {
         WaveMatrix<float> y = {(float*)shared, n}, g = {(float*)(shared + MATRIX), n};
-        run_backward(y, g, f, 0.0f, (float*)sums, 2 * step, in, up, out);
+        run_backward(y, g, f, 0.0f, (float*)sums.far, 2 * sums.step, in, up, out);
     }
 }

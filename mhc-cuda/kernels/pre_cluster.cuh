@@ -325,22 +325,23 @@ template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u32 
 
 // H_res, a token a lane; where logits lie far apart, the whole warp in f64 with `far` of its own.
 DEVICE void mixing(const PreCluster& a, const float (&logits)[N * N], u64 token, bool mine, u32 far) {
-    const auto in = [&](u32 i, u32 j) { return logits[i * N + j]; };
+    // Not `led`, as registers have no addresses.
+    const auto in = [&](u32 i, u32 j) { return a.form.lead ? logits[i * N + j] : logits[j * N + i]; };
     const bool wide = mine && far_apart<false>(N, in);
     OwnMatrix<float, N> m;
     sinkhorn(m, a.form, 0.0f, in, [](u32, u32, float) {});
     if (mine && !wide) {
-        float* out = a.mixes.at(token) + 2 * N;
+        const auto out = led(a.form, [&](u32 i, u32 j, float v) { a.mixes.at(token)[2 * N + i * N + j] = v; });
 #pragma unroll
-        for (u32 e = 0; e < N * N; ++e) out[e] = m.m[e];
+        for (u32 e = 0; e < N * N; ++e) out(e / N, e % N, m.m[e]);
     }
     for (u32 lanes = __ballot_sync(0xffffffffu, wide); lanes; lanes &= lanes - 1) {
         const u64 t = __shfl_sync(0xffffffffu, token, __ffs(lanes) - 1);
         const float *z = a.z.at(t) + 2 * N, *bias = a.bias + 2 * N, alpha = a.alpha[2];
         WaveMatrix<double> shared = {(double*)__cvta_shared_to_generic(far), N};
         run_forward(
-            shared, a.form, 0.0, [&](u32 i, u32 j) { return fused(alpha, z[i * N + j], bias[i * N + j]); },
-            [&](u32 i, u32 j, float v) { a.mixes.at(t)[2 * N + i * N + j] = v; });
+            shared, a.form, 0.0, led(a.form, [&](u32 i, u32 j) { return fused(alpha, z[i * N + j], bias[i * N + j]); }),
+            led(a.form, [&](u32 i, u32 j, float v) { a.mixes.at(t)[2 * N + i * N + j] = v; }));
     }
 }
 

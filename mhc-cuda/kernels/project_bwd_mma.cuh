@@ -396,6 +396,6 @@ template <class E> using ProjectBwdMmaSame = ProjectBwdMma<E, E>;
 template <class E> using ProjectBwdMmaWide = ProjectBwdMma<E, float>;
 
 #define MHC_KERNEL_project_bwd_mma(NAME, E, N) \
-    MHC_ENTRY(NAME, 128, ProjectBwdMmaSame<E>, project_bwd_mma<E, E, N, (N * (N + 2) + 7) / 8>)
+    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectBwdMmaSame<E>, project_bwd_mma<E, E, N, (N * (N + 2) + 7) / 8>)
 #define MHC_KERNEL_project_bwd_mma_f32(NAME, E, N) \
-    MHC_ENTRY(NAME, 128, ProjectBwdMmaWide<E>, project_bwd_mma<E, float, N, (N * (N + 2) + 7) / 8>)
+    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectBwdMmaWide<E>, project_bwd_mma<E, float, N, (N * (N + 2) + 7) / 8>)

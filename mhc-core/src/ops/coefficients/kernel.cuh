@@ -46,11 +46,15 @@ struct CoefficientsBwd {
     const float* bias;
     Rows<const float> d_mixes;
     Rows<float> d_z, d_t;
+    // The coefficients again, if they are wanted.
+    Rows<float> mixes;
     u64 tokens;
     alignas(8) u32 n, channels;
     Form form;
     alignas(8) float pre_eps, post_mult;
     double* sums;
+    // Whether there is dynamic shared memory for them.
+    alignas(8) u32 near;
 };
 
 template <u32 N> DEVICE void coefficients_bwd(const CoefficientsBwd& a) {
@@ -59,20 +63,26 @@ template <u32 N> DEVICE void coefficients_bwd(const CoefficientsBwd& a) {
     double* mine = Owner<N>::THREAD ? shared : shared + wave_index() * 2 * MATRIX;
     const u64 first = ((u64)block_x() * threads() + thread_index()) / one, step = (u64)blocks_x() * threads() / one;
     const float alpha[3] = {a.alpha[0], a.alpha[1], a.alpha[2]};
+    DYNAMIC_SHARED(float, near);
+    const Sums sums = {a.sums + first, step, a.near ? near + thread_index() : (float*)0};
     for (u64 t = first; t < a.tokens; t += step) {
         const float *z = a.z.at(t), *up = a.d_mixes.at(t);
-        float *d_z = a.d_z.at(t), *d_t = a.d_t.at(t);
+        float *d_z = a.d_z.at(t), *d_t = a.d_t.at(t), *mixes = a.mixes.p ? a.mixes.at(t) : (float*)0;
         for (u32 e = Owner<N>::THREAD ? 0 : lane_index(); e < 2 * n; e += one) {
             const float scale = e < n ? alpha[0] : alpha[1], v = fused(scale, z[e], a.bias[e]);
             // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
-            const float d = up[e] * (e < n ? 1.0f : a.post_mult) * sigmoid(v) * sigmoid(-v);
+            const float s = sigmoid(v), d = up[e] * (e < n ? 1.0f : a.post_mult) * s * sigmoid(-v);
+            if (mixes) mixes[e] = e < n ? s + a.pre_eps : a.post_mult * s;
             d_t[e] = d;
             d_z[e] = scale * d;
         }
         project_matrix_back<N>(
-            a.form, n, mine, a.sums + first, step,
+            a.form, n, mine, sums,
             [&](u32 i, u32 j) { return fused(alpha[2], z[2 * n + i * n + j], a.bias[2 * n + i * n + j]); },
-            [&](u32 i, u32 j) { return up[2 * n + i * n + j]; },
+            [&](u32 i, u32 j, float v) {
+                if (mixes) mixes[2 * n + i * n + j] = v;
+                return up[2 * n + i * n + j];
+            },
             [&](u32 i, u32 j, float v) {
                 d_t[2 * n + i * n + j] = v;
                 d_z[2 * n + i * n + j] = alpha[2] * v;
@@ -118,22 +128,36 @@ struct CoefficientsTotal {
     alignas(8) u32 ranges, columns, n, groups;
 };
 
-// One block: the ranges in order, then the elements of each alpha.
+// One block: 32 columns at a time, whose ranges 8 groups of threads add; then the elements of each alpha.
 DEVICE void coefficients_bwd_total(const CoefficientsTotal& a) {
     SHARED float scratch[MAX_WAVES];
-    const u32 n = a.n, mix = a.columns;
+    SHARED float group[8][2][32];
+    const u32 n = a.n, mix = a.columns, column = thread_index() % 32, g = thread_index() / 32;
     float alpha[3] = {};
-    for (u32 e = thread_index(); e < mix; e += threads()) {
+    for (u32 e0 = 0; e0 < mix; e0 += 32) {
+        const u32 e = e0 + column;
         float sum = 0.0f, with_z = 0.0f;
-#pragma unroll 4
-        for (u32 r = 0; r < a.ranges; ++r) {
-            sum += a.parts[(u64)r * 2 * mix + e];
-            with_z += a.parts[((u64)r * 2 + 1) * mix + e];
+        if (e < mix) {
+#pragma unroll 8
+            for (u32 r = g; r < a.ranges; r += 8) {
+                sum += a.parts[(u64)r * 2 * mix + e];
+                with_z += a.parts[((u64)r * 2 + 1) * mix + e];
+            }
         }
-        a.d_bias[e] = sum;
-        if (e < n) alpha[0] += with_z;
-        else if (e < 2 * n) alpha[1] += with_z;
-        else alpha[2] += with_z;
+        group[g][0][column] = sum;
+        group[g][1][column] = with_z;
+        barrier();
+        if (g == 0 && e < mix) {
+            for (u32 k = 1; k < 8; ++k) {
+                sum += group[k][0][column];
+                with_z += group[k][1][column];
+            }
+            a.d_bias[e] = sum;
+            if (e < n) alpha[0] += with_z;
+            else if (e < 2 * n) alpha[1] += with_z;
+            else alpha[2] += with_z;
+        }
+        barrier();
     }
 #pragma unroll
     for (u32 g = 0; g < 3; ++g) {
@@ -143,6 +167,6 @@ DEVICE void coefficients_bwd_total(const CoefficientsTotal& a) {
 }
 
 #define MHC_KERNEL_coefficients_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 4, CoefficientsFwd, coefficients_fwd<N>)
-#define MHC_KERNEL_coefficients_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 3, CoefficientsBwd, coefficients_bwd<N>)
+#define MHC_KERNEL_coefficients_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 2, CoefficientsBwd, coefficients_bwd<N>)
 #define MHC_KERNEL_coefficients_bwd_sums(NAME, E, N) MHC_ENTRY(NAME, 256, CoefficientsSums, coefficients_bwd_sums)
 #define MHC_KERNEL_coefficients_bwd_total(NAME, E, N) MHC_ENTRY(NAME, 256, CoefficientsTotal, coefficients_bwd_total)

@@ -55,19 +55,19 @@ pub(in crate::ops) fn forward_launch(
     sinkhorn::forward_launch("coefficients", "coefficients_fwd", d, caps, with_numerics(args, numerics))
 }
 
-/// `d_z` from `z` and `d_mixes`, and the gradients of alpha and bias.
+/// `d_z` from `z` and `d_mixes`, and the gradients of alpha and bias; `mixes` too, if they are wanted again.
 pub(in crate::ops) fn backward_launches(
     desc: &'static OpDesc,
     numerics: &Numerics,
     d: &Dims,
     caps: &GpuCaps,
     params: &Params,
-    (z, d_mixes, d_z): (Ref, Ref, Ref),
+    (z, d_mixes, d_z, mixes): (Ref, Ref, Ref, Ref),
     scratch: &mut Scratch,
 ) -> [Launch; 3] {
     let mix = d.mix();
     let d_t = scratch.rows(d.tokens, mix);
-    let args = Args::new(desc).at(&[z, params.alpha, params.bias, d_mixes, d_z, d_t]).dims(d);
+    let args = Args::new(desc).at(&[z, params.alpha, params.bias, d_mixes, d_z, d_t, mixes]).dims(d);
     let args = with_numerics(args, numerics);
     let iters = numerics.sinkhorn.iters;
     let tokens = sinkhorn::backward_launch("coefficients", "coefficients_bwd", d, caps, iters, args, scratch);
@@ -104,7 +104,7 @@ pub(super) fn forward(op: &Coefficients, d: &Dims, caps: &GpuCaps) -> Plan {
 
 pub(super) fn backward(op: &CoefficientsBwd, d: &Dims, caps: &GpuCaps) -> Plan {
     let mut scratch = Scratch::default();
-    let operands = (Ref::rows("z"), Ref::rows("d_mixes"), Ref::rows("d_z"));
+    let operands = (Ref::rows("z"), Ref::rows("d_mixes"), Ref::rows("d_z"), Ref::Absent(1));
     let launches =
         backward_launches(&CoefficientsBwd::DESC, &op.numerics, d, caps, &Params::SLOTS, operands, &mut scratch);
     Plan::new(launches.into(), scratch.bytes())

@@ -40,7 +40,7 @@ pub(super) fn backward(op: &DynamicLayerBwd, d: &Dims, act: DType, caps: &GpuCap
         let conventions = (op.numerics.orientation, op.norm_eps);
         let out = Outputs { d_x: Ref::Absent(2), d_li, d_mixes, by_token: true };
         launches.extend(layer::backward_launches(desc, d, act, caps, mixes, &out, conventions, scratch));
-        let through = (operands.z, d_mixes, d_z);
+        let through = (operands.z, d_mixes, d_z, Ref::Absent(1));
         let params = &Params::SLOTS;
         launches.extend(coefficients::backward_launches(desc, &op.numerics, d, caps, params, through, scratch));
         let (d_x_next, mixing) = (Ref::streams("d_out"), Some(op.numerics.orientation));

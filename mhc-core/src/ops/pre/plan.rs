@@ -91,12 +91,15 @@ pub(in crate::ops) fn backward_launches(
 ) -> Vec<Launch> {
     let (desc, mix) = (op.desc, d.mix());
     let operands = Operands { x: op.x, ..Operands::slots(mix, op.norm_weight) };
-    let mut launches =
-        vec![coefficients::forward_launch(desc, op.numerics, d, caps, &Params::SLOTS, (operands.z, op.mixes))];
+    let mut launches = Vec::new();
+    let mut again = op.mixes;
     let [all, d_z] = [0; 2].map(|_| scratch.rows(d.tokens, mix));
     let g = Ref::rows("d_layer_input");
     let mut besides = Besides { mixes: op.mixes, ..to.besides };
     if op.rms_norm.is_some() {
+        let through = (operands.z, op.mixes);
+        launches.push(coefficients::forward_launch(desc, op.numerics, d, caps, &Params::SLOTS, through));
+        again = Ref::Absent(1);
         besides.d_li_f32 = scratch.rows(d.tokens, d.channels);
         let ranges = d.tokens.min(RANGES);
         let parts = scratch.pointer(ranges * d.channels);
@@ -108,10 +111,11 @@ pub(in crate::ops) fn backward_launches(
         launches.push(gpu::sum_rows(desc, parts, Ref::pointer("d_w"), ranges, d.channels));
     } else {
         besides.d_li = g;
-        let dots = [op.x, op.mixes, g, Ref::Absent(2), all, to.d_mixes];
+        // The dot products alone, which do not take the coefficients: their own gradient makes them on the way.
+        let dots = [op.x, Ref::Absent(1), g, Ref::Absent(2), all, to.d_mixes];
         launches.push(aggregate::backward_launch(desc, d, act, caps, dots));
     }
-    let through = (operands.z, all, d_z);
+    let through = (operands.z, all, d_z, again);
     launches.extend(coefficients::backward_launches(desc, op.numerics, d, caps, &Params::SLOTS, through, scratch));
     launches.extend(project::backward_launches(desc, d, act, caps, &operands, d_z, &besides, scratch));
     launches

@@ -36,6 +36,8 @@ struct SinkhornBwd {
     alignas(8) u32 n, channels;
     Form form;
     double* sums;
+    // Whether there is dynamic shared memory for them.
+    alignas(8) u32 near;
 };
 
 template <u32 N> DEVICE void sinkhorn_bwd(const SinkhornBwd& a) {
@@ -43,14 +45,16 @@ template <u32 N> DEVICE void sinkhorn_bwd(const SinkhornBwd& a) {
     const u32 n = streams<N>(a.n), one = Owner<N>::THREAD ? 1 : MHC_WAVE;
     double* mine = Owner<N>::THREAD ? shared : shared + wave_index() * 2 * MATRIX;
     const u64 first = ((u64)block_x() * threads() + thread_index()) / one, step = (u64)blocks_x() * threads() / one;
+    DYNAMIC_SHARED(float, near);
+    const Sums sums = {a.sums + first, step, a.near ? near + thread_index() : (float*)0};
     for (u64 t = first; t < a.tokens; t += step) {
         const Rows<const float> logits = a.logits.at(t), up = a.d_h_res.at(t);
         const Rows<float> down = a.d_logits.at(t);
         project_matrix_back<N>(
-            a.form, n, mine, a.sums + first, step, [&](u32 i, u32 j) { return logits.at(i)[j]; },
-            [&](u32 i, u32 j) { return up.at(i)[j]; }, [&](u32 i, u32 j, float v) { down.at(i)[j] = v; });
+            a.form, n, mine, sums, [&](u32 i, u32 j) { return logits.at(i)[j]; },
+            [&](u32 i, u32 j, float) { return up.at(i)[j]; }, [&](u32 i, u32 j, float v) { down.at(i)[j] = v; });
     }
 }
 
 #define MHC_KERNEL_sinkhorn_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 4, SinkhornFwd, sinkhorn_fwd<N>)
-#define MHC_KERNEL_sinkhorn_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 3, SinkhornBwd, sinkhorn_bwd<N>)
+#define MHC_KERNEL_sinkhorn_bwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 128, 2, SinkhornBwd, sinkhorn_bwd<N>)

@@ -81,7 +81,11 @@ pub(in crate::ops) fn wave_blocks(tokens: usize, bytes: usize, scratch: &mut Scr
     (gpu::blocks(blocks), Ref::Scratch(scratch.take(blocks * waves * bytes, 1), [0; 2], 0))
 }
 
-/// The same for a gradient, with the denominators of forward's half-steps as the last argument.
+/// Shared memory that the denominators of a block's threads may take.
+const NEAR: usize = 48 << 10;
+
+/// The same for a gradient, with the denominators of forward's half-steps as the last arguments: scratch for them, and whether floats go
+/// to shared memory instead.
 pub(in crate::ops) fn backward_launch(
     source: &'static str,
     kernel: &'static str,
@@ -97,7 +101,10 @@ pub(in crate::ops) fn backward_launch(
     let blocks = d.tokens.div_ceil(owners.block).min(most);
     let sums = Ref::Scratch(scratch.take(blocks * owners.block * numbers, 8), [0; 2], 0);
     let entry = Entry::serving(kernel, DType::F32, d.streams);
-    Launch::new(source, entry, gpu::blocks(blocks), owners.threads, args.at(&[sums]).build())
+    let near = 4 * numbers * owners.block;
+    let near = if owners.block == THREADS as usize && near <= NEAR { near } else { 0 };
+    let args = args.at(&[sums]).u32(&[usize::from(near > 0)]).build();
+    Launch { shared: near as u32, ..Launch::new(source, entry, gpu::blocks(blocks), owners.threads, args) }
 }
 
 pub(super) fn forward(op: &Sinkhorn, d: &Dims, caps: &GpuCaps) -> Plan {

@@ -39,7 +39,9 @@ pub(in crate::ops) fn forward_launch(
 ) -> Launch {
     let args = Args::new(desc).at(&[Ref::streams("x"), Ref::pointer("w"), mixes, Ref::streams("out")]).dims(d);
     let args = args.u32(&[orientation(o)]).f32(&[norm_eps]).build();
-    let threads = gpu::threads(d.channels, act, caps, THREADS);
+    // Few streams: as many threads as can keep their token, so that a multiprocessor has several tokens on the way at once.
+    let kept = if d.streams <= 4 { d.channels.div_ceil(2) } else { d.channels };
+    let threads = gpu::threads(kept, act, caps, THREADS);
     Launch::new("static_layer", Entry::serving("layer_fwd", act, d.streams), gpu::blocks(d.tokens), threads, args)
 }
 
@@ -141,7 +143,7 @@ pub(super) fn backward(op: &StaticLayerBwd, d: &Dims, act: DType, caps: &GpuCaps
     let pointer = |r| if let Ref::Scratch(offset, strides, _) = r { Ref::Scratch(offset, strides, 0) } else { r };
     let sum = gpu::sum_rows(desc, pointer(parts), pointer(total), rows, mix);
     let one = Dims { tokens: 1, ..*d };
-    let operands = (shared.z, total, d_z);
+    let operands = (shared.z, total, d_z, Ref::Absent(1));
     let back = coefficients::backward_launches(desc, &op.numerics, &one, caps, &shared.params, operands, &mut scratch);
     let args = Args::new(desc).at(&[pointer(d_z)]).pointers(&["d_h_pre", "d_h_post"]).rows(&["d_h_res"]);
     let args = args.u32(&[d.streams]).build();
