@@ -43,7 +43,7 @@ impl Image {
     /// The entries that take more than they may, in words.
     pub fn over_budget(&self) -> impl Iterator<Item = String> {
         let entries = self.entries.iter();
-        entries.filter_map(|(name, entry)| Some(format!("{name} for {}: {}", self.target, entry.excess()?)))
+        entries.filter_map(|(name, entry)| Some(format!("{name} for {}: {}", self.target, entry.excess(name)?)))
     }
 }
 

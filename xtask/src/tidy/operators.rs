@@ -9,7 +9,7 @@ use super::File;
 const CORE: &str = "mhc-core/src/ops/";
 
 /// What an operator's folder may hold. A missing reference or CPU kernel is an error of the compiler's.
-const NAMES: [&str; 4] = ["mod.rs", "reference.rs", "plan.rs", "kernel.cuh"];
+const NAMES: [&str; 5] = ["mod.rs", "reference.rs", "plan.rs", "tuned.rs", "kernel.cuh"];
 
 pub fn folders(files: &[File]) -> Vec<String> {
     let mut places = Vec::new();

@@ -7,8 +7,8 @@ use crate::{
     ops::{
         post::plan as post,
         pre::{
-            cluster::{self, Before},
             plan::{self as pre, Gradients, Operator},
+            tuned::{self, Before},
         },
         project::plan::Besides,
     },
@@ -23,7 +23,7 @@ pub(super) fn forward(op: &PostPre, d: &Dims, act: DType, caps: &GpuCaps) -> Pla
     let operator = Operator { desc, numerics, norm_weight, rms_norm, x: x_next, mixes };
     Plan::tuned(desc, d, act, caps, |caps, scratch| {
         let before = Before { orientation: numerics.orientation, slots: ["x", "y", "mixes"] };
-        if let Some(launch) = cluster::launch(&operator, Some(&before), d, act, caps, *save, scratch) {
+        if let Some(launch) = tuned::launch(&operator, Some(&before), d, act, caps, *save, scratch) {
             return vec![launch];
         }
         let mut launches = vec![post::forward_launch(desc, numerics.orientation, d, act, caps, operands)];

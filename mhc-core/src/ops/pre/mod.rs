@@ -1,8 +1,8 @@
 //! `pre`: everything before a sub-layer: projection, coefficients, aggregate (arXiv 2512.24880, eq. 7-9 and the first half of eq. 3).
 
-pub(super) mod cluster;
 pub(super) mod plan;
 mod reference;
+pub(super) mod tuned;
 
 pub use plan::SOURCE;
 pub use reference::{Forward, Gradient, Operands, Saved, backward, forward};

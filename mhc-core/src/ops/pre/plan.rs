@@ -1,6 +1,6 @@
 //! How a GPU runs `pre` and its gradient; also the second half of `post_pre`.
 
-use super::{Pre, PreBwd, cluster};
+use super::{Pre, PreBwd, tuned};
 use crate::{
     DType, Dims, Numerics, Op, OpDesc,
     gpu::{self, Args, Entry, GpuCaps, Launch, Plan, Ref, Scratch, Source},
@@ -45,7 +45,7 @@ pub(in crate::ops) fn forward_launches(
     save: bool,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
-    if let Some(launch) = cluster::launch(op, None, d, act, caps, save, scratch) {
+    if let Some(launch) = tuned::launch(op, None, d, act, caps, save, scratch) {
         return vec![launch];
     }
     let (desc, mix) = (op.desc, d.mix());
