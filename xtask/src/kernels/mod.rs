@@ -299,39 +299,59 @@ fn compare(folder: &Path, old: &Manifest, all: &[Job], built: &BTreeMap<String, 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use mhc_core::{AnyOp, Level, gpu::GpuCaps};
 
     use super::*;
 
-    /// The cells that a launch passes are copied into the entry's one parameter: they must be of one size.
-    #[test]
-    fn every_launch_has_as_many_arguments_as_its_entry_takes() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER);
-        let manifest = read_manifest(&folder).unwrap();
-        let caps = GpuCaps {
-            arch: "sm_90".into(),
+    fn committed() -> Manifest {
+        read_manifest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER)).unwrap()
+    }
+
+    /// Devices that take the portable kernels alone, and all of the tuned ones.
+    fn devices() -> [GpuCaps; 2] {
+        let caps = |arch: &str, tuned| GpuCaps {
+            arch: arch.into(),
             wave: WAVE,
             units: 132,
             shared_per_block: 232_448,
             max_threads: 1024,
-            tuned: Vec::new(),
+            tuned,
         };
-        let mut checked = 0;
-        for case in AnyOp::all_cases(Level::Full) {
+        [caps("sm_80", Vec::new()), caps("sm_90", images::tuned(90))]
+    }
+
+    #[test]
+    fn every_source_has_an_image_for_every_target() {
+        let manifest = committed();
+        let missing: Vec<_> = jobs().iter().map(Job::file).filter(|file| !manifest.images.contains_key(file)).collect();
+        assert!(missing.is_empty(), "run `cargo xtask kernels`: there is no {}", missing.join(", "));
+    }
+
+    /// What any plan launches is embedded. The cells that a launch passes are copied into the entry's one parameter: they must be of
+    /// one size.
+    #[test]
+    fn every_launch_has_an_entry_and_as_many_arguments_as_that_takes() {
+        let manifest = committed();
+        let mut missing = BTreeSet::new();
+        for (case, caps) in AnyOp::all_cases(Level::Full).iter().flat_map(|c| devices().map(|caps| (c, caps))) {
             for act in DType::ALL {
-                let Ok(plan) = case.op.plan(&case.dims, act, &caps) else { continue };
+                let plan = case.op.plan(&case.dims, act, &caps).unwrap();
                 let fallback = plan.fallback.iter().flat_map(|f| &f.launches);
                 for launch in plan.launches.iter().chain(fallback) {
                     let name = launch.entry.name(WAVE);
-                    let Some(&bytes) = manifest.parameters.get(&name) else { continue };
+                    let Some(&bytes) = manifest.parameters.get(&name) else {
+                        missing.insert(name);
+                        continue;
+                    };
                     // A tensor map is aligned to 64 bytes, and so the struct that has one.
                     let maps = launch.args.iter().any(|arg| arg.cells() > 1);
                     let align = if maps { 64 } else { 8 };
                     assert_eq!((launch.cells() * 8).next_multiple_of(align), bytes as usize, "{name}");
-                    checked += 1;
                 }
             }
         }
-        assert!(checked > 0, "no entry of any plan is in the manifest");
+        assert!(missing.is_empty(), "run `cargo xtask kernels`: launched, but not embedded: {missing:?}");
     }
 }
