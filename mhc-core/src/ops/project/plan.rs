@@ -114,7 +114,9 @@ pub(in crate::ops) fn forward_launches(
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
     let tuned = MMA.iter().find(|m| o.columns <= m.columns).unwrap_or(&MMA[MMA.len() - 1]);
-    let tuned = caps.tuned(tuned.kernel, act, 0).map(|found| (found, tuned));
+    // A lane has 8 neighbours of a row, which must be of one stream.
+    let whole = d.channels.is_multiple_of(8);
+    let tuned = caps.tuned(tuned.kernel, act, 0).filter(|_| whole).map(|found| (found, tuned));
     // A range is of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
     let (steps, each) = match &tuned {
         Some((_, mma)) => (d.row().div_ceil(DEPTH), mma.range(act) / DEPTH),
