@@ -169,6 +169,11 @@ impl Conformance {
             let note = run.note.as_ref().map_or(String::new(), |n| format!(": {n}"));
             text += &format!("\n* `{name}` ({}, {}){note}", run.program, run.level);
         }
+        for (run, note) in
+            self.runs.iter().filter(|r| r.failures.is_empty()).filter_map(|r| Some((r, r.note.as_ref()?)))
+        {
+            text += &format!("\n* {}: {note}", run.what());
+        }
         text + "\n"
     }
 }
