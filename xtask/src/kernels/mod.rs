@@ -28,6 +28,9 @@ use self::{
 };
 use crate::{home::Home, report};
 
+/// The most builds of one image: of those of `recompute`, one in three differs in some 100 bytes.
+const BUILDS: usize = 12;
+
 /// Where the images lie.
 const FOLDER: &str = "mhc-cuda/kernels/gen";
 
@@ -84,6 +87,20 @@ impl Job {
     fn file(&self) -> String {
         let extension = if self.format() == Format::Ptx { "ptx" } else { "cubin" };
         format!("{}.{}.{}.{extension}", self.source.name, self.dtype, self.target)
+    }
+
+    /// The image, and if it is not the one that was made of the same input before, another: the assembler does not always give the
+    /// same bytes. That one build gives what is committed shows where that comes from.
+    fn build_like(&self, nvrtc: Nvrtc, old: &Manifest) -> Result<Built> {
+        let before = old.images.get(&self.file()).filter(|image| image.input == self.input);
+        let mut built = self.build(nvrtc)?;
+        for _ in 1..BUILDS {
+            if before.is_none_or(|image| *image == built.image) {
+                break;
+            }
+            built = self.build(nvrtc)?;
+        }
+        Ok(built)
     }
 
     fn build(&self, nvrtc: Nvrtc) -> Result<Built> {
@@ -160,7 +177,7 @@ pub fn run(args: &Args) -> Result<()> {
         );
         return within_budget(&old);
     }
-    let built = if stale.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &stale)? };
+    let built = if stale.is_empty() { BTreeMap::new() } else { compile(&sh, home.root(), &stale, &old)? };
     println!("{}", summary(&built));
     if args.check {
         compare(&folder, &old, &all, &built, args.only.is_empty())?;
@@ -200,8 +217,8 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     }
 }
 
-/// Runs the jobs on all processors. The compiler gives the same bytes on any thread.
-fn compile(sh: &Shell, root: &Path, jobs: &[&Job]) -> Result<BTreeMap<String, Built>> {
+/// Runs the jobs on all processors.
+fn compile(sh: &Shell, root: &Path, jobs: &[&Job], old: &Manifest) -> Result<BTreeMap<String, Built>> {
     let path = wheel::library(sh, root)?;
     let nvrtc = Nvrtc::load(&path).map_err(|e| anyhow::anyhow!("{e}"))?;
     let (major, minor) = nvrtc.version();
@@ -214,7 +231,7 @@ fn compile(sh: &Shell, root: &Path, jobs: &[&Job]) -> Result<BTreeMap<String, Bu
             scope.spawn(|| {
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     progress.set_message(job.file());
-                    let built = job.build(nvrtc);
+                    let built = job.build_like(nvrtc, old);
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((job.file(), built));
                     progress.inc(1);
                 }
