@@ -226,9 +226,10 @@ impl<D: GpuDriver> Kernel for GpuKernel<D> {
                 let end = next + arg.cells();
                 match *arg {
                     Arg::Tile { slot, tokens, channels } => {
-                        let Some(view) = view(slots, slot) else { continue };
-                        let map = self.shared.driver.tensor_map(&view, tokens, channels)?;
-                        cells[next..end].copy_from_slice(&map);
+                        if let Some(view) = view(slots, slot) {
+                            let map = self.shared.driver.tensor_map(&view, tokens, channels)?;
+                            cells[next..end].copy_from_slice(&map);
+                        }
                     }
                     ref plain => cells[next] = value(plain, slots, workspace),
                 }

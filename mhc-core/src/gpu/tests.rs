@@ -165,10 +165,17 @@ fn tiles_and_resident_blocks_are_asked_of_the_driver() {
     let kernel = device.prepare(Plan::new(vec![launch(1), launch(9)], 0)).unwrap();
     // SAFETY: the fake driver touches no operand.
     unsafe { kernel.launch(RawStream(0), &[view(0x1000, &[5, 8], &[8, 1])], DevPtr::NULL).unwrap() };
+    // SAFETY: as above.
+    unsafe { kernel.launch(RawStream(0), &[None], DevPtr::NULL).unwrap() };
     let state = fake.state();
-    assert_eq!(state.cells, vec![[vec![0x1000; 16], vec![5]].concat(); 2]);
+    let cells = |map| [vec![map; 16], vec![5]].concat();
+    assert_eq!(
+        state.cells,
+        [cells(0x1000), cells(0x1000), cells(0), cells(0)],
+        "what follows an absent tile stays in its place"
+    );
     let grids = state.calls.iter().filter(|c| c.starts_with("launch ")).map(|c| c.rsplit_once('[').unwrap().1);
-    assert_eq!(grids.collect::<Vec<_>>(), ["1, 1, 1]", "2, 1, 1]"], "never more than run at once");
+    assert_eq!(grids.take(2).collect::<Vec<_>>(), ["1, 1, 1]", "2, 1, 1]"], "never more than run at once");
 }
 
 /// Everything a user can make the driver do.
