@@ -24,27 +24,40 @@ typedef unsigned long long u64;
 
 #if defined(__GFX9__)
 #define MHC_WAVE 64
+#define MHC_SIMDS 4
 #else
 #define MHC_WAVE 32
+#define MHC_SIMDS 2
 #endif
 #define DEVICE static inline __attribute__((device, always_inline))
 #define DEVICE_MEMBER inline __attribute__((device, always_inline))
 #define SHARED static __attribute__((shared))
 #define DYNAMIC_SHARED(type, name) extern __attribute__((shared, aligned(16))) type name[]
-#define MHC_ENTRY(NAME, THREADS, ARGS, ...)                                                          \
+#define MHC_ENTRY(NAME, THREADS, ARGS, ...)                                                         \
     extern "C" __attribute__((global, amdgpu_flat_work_group_size(1, THREADS))) void NAME(ARGS a) { \
-        __VA_ARGS__(a);                                                                              \
+        __VA_ARGS__(a);                                                                             \
     }
-#define MHC_ENTRY_RESIDENT(NAME, THREADS, BLOCKS, ARGS, ...) MHC_ENTRY(NAME, THREADS, ARGS, __VA_ARGS__)
+// A compute unit has 4 SIMDs of 64 lanes, or shares as many of 32 with its neighbour: the waves of BLOCKS blocks are spread over 4 or 2.
+#define MHC_ENTRY_RESIDENT(NAME, THREADS, BLOCKS, ARGS, ...)                                          \
+    extern "C" __attribute__((global, amdgpu_flat_work_group_size(1, THREADS),                        \
+                              amdgpu_waves_per_eu(((BLOCKS) * (THREADS) + MHC_SIMDS * MHC_WAVE - 1) / \
+                                                  (MHC_SIMDS * MHC_WAVE)))) void NAME(ARGS a) {       \
+        __VA_ARGS__(a);                                                                               \
+    }
 
 DEVICE u32 thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 threads() { return __builtin_amdgcn_workgroup_size_x(); }
 DEVICE u32 block_x() { return __builtin_amdgcn_workgroup_id_x(); }
 DEVICE u32 block_y() { return __builtin_amdgcn_workgroup_id_y(); }
 DEVICE u32 block_z() { return __builtin_amdgcn_workgroup_id_z(); }
-DEVICE u32 blocks_z() { return __builtin_amdgcn_grid_size_z() / __builtin_amdgcn_workgroup_size_z(); }
-DEVICE u32 blocks_x() { return __builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x(); }
-DEVICE u32 blocks_y() { return __builtin_amdgcn_grid_size_y() / __builtin_amdgcn_workgroup_size_y(); }
+// The runtime leaves the numbers of blocks at the head of the implicit arguments, from code object 5 on; the packet has threads alone,
+// and each quotient would be a division.
+DEVICE u32 blocks_of(u32 axis) {
+    return ((const __attribute__((address_space(4))) u32*)__builtin_amdgcn_implicitarg_ptr())[axis];
+}
+DEVICE u32 blocks_x() { return blocks_of(0); }
+DEVICE u32 blocks_y() { return blocks_of(1); }
+DEVICE u32 blocks_z() { return blocks_of(2); }
 
 DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
@@ -62,12 +75,45 @@ DEVICE void wave_barrier() {
 DEVICE float bits_to_float(u32 u) { return __builtin_bit_cast(float, u); }
 DEVICE u32 float_to_bits(float f) { return __builtin_bit_cast(u32, f); }
 DEVICE double bits_to_double(u64 u) { return __builtin_bit_cast(double, u); }
-DEVICE float shuffle_xor(float v, u32 mask) {
-    const u32 lane = thread_index() % MHC_WAVE;
-    return bits_to_float(__builtin_amdgcn_ds_bpermute((lane ^ mask) << 2, float_to_bits(v)));
-}
 DEVICE float shuffle(float v, u32 lane) {
     return bits_to_float(__builtin_amdgcn_ds_bpermute(lane << 2, float_to_bits(v)));
+}
+// The value of lane ^ mask. Every mask is a number once loops are unrolled, and what remains of this is one or two moves between lanes,
+// which take a cycle each where the crossbar of shared memory takes a hundred.
+DEVICE float shuffle_xor(float v, u32 mask) {
+    const int bits = __builtin_bit_cast(int, v);
+#define MHC_MOVE(V, HOW) __builtin_amdgcn_mov_dpp(V, HOW, 0xf, 0xf, true)
+    switch (mask) {
+    // quad_perm [1,0,3,2] and [2,3,0,1].
+    case 1: return __builtin_bit_cast(float, MHC_MOVE(bits, 0xb1));
+    case 2: return __builtin_bit_cast(float, MHC_MOVE(bits, 0x4e));
+#if MHC_WAVE == 64
+    // 7 - lane of 8 and then 3 - lane of 4: row_half_mirror, quad_perm [3,2,1,0]; row_ror:8.
+    case 4: return __builtin_bit_cast(float, MHC_MOVE(MHC_MOVE(bits, 0x141), 0x1b));
+    case 8: return __builtin_bit_cast(float, MHC_MOVE(bits, 0x128));
+#if defined(__gfx950__)
+    // The first result has the even rows, or the lower half, of both operands, the second the others.
+    case 16: {
+        const auto both = __builtin_amdgcn_permlane16_swap(bits, bits, false, false);
+        return __builtin_bit_cast(float, thread_index() & 16 ? both[0] : both[1]);
+    }
+    case 32: {
+        const auto both = __builtin_amdgcn_permlane32_swap(bits, bits, false, false);
+        return __builtin_bit_cast(float, thread_index() & 32 ? both[0] : both[1]);
+    }
+#else
+    // Through shared memory's crossbar, but without an address to compute.
+    case 16: return __builtin_bit_cast(float, __builtin_amdgcn_ds_swizzle(bits, 0x401f));
+#endif
+#else
+    // row_xmask; the other row's lane of the same place.
+    case 4: return __builtin_bit_cast(float, MHC_MOVE(bits, 0x164));
+    case 8: return __builtin_bit_cast(float, MHC_MOVE(bits, 0x168));
+    case 16: return __builtin_bit_cast(float, __builtin_amdgcn_permlanex16(bits, bits, 0x76543210, 0xfedcba98, true, false));
+#endif
+    default: return shuffle(v, (thread_index() % MHC_WAVE) ^ mask);
+    }
+#undef MHC_MOVE
 }
 DEVICE float square_root(float v) { return __builtin_sqrtf(v); }
 // 1 / v within one unit in the last place, for normal v whose reciprocal is normal; without the branches of a division.
@@ -79,10 +125,14 @@ DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); 
 DEVICE float nearest_integer(float v) { return __builtin_rintf(v); }
 DEVICE u16 float_to_half(float f) { return __builtin_bit_cast(u16, (_Float16)f); }
 DEVICE float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h); }
+#if defined(__gfx950__)
+DEVICE u16 float_to_brain(float f) { return __builtin_bit_cast(u16, (__bf16)f); }
+#else
 DEVICE u16 float_to_brain(float f) {
     const u32 u = float_to_bits(f);
     return f != f ? (u16)(u >> 16 | 0x40) : (u16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
+#endif
 
 #else
 
