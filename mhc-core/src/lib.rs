@@ -1,7 +1,8 @@
 //! The vocabulary of `mhc-ops` and its truth.
 //!
 //! Dimensions, element types, borrowed operands, operator descriptions, the traits that a backend implements, errors, and for every
-//! operator a float64 reference of its forward and backward. No vendor library, no threads, no file system.
+//! operator a float64 reference of its forward and backward. No vendor library, no threads, no file system but for the cache of kernels
+//! that a run-time compiler made.
 //!
 //! Letters, everywhere: T tokens, n streams, C channels, K = n·C, L sub-layers; `x [T, n, C]` streams, `y [T, C]` sub-layer output,
 //! `phi [n(n+2), K]` projection, `mixes [T, n(n+2)] = [H_pre n | H_post n | H_res n·n]`.

@@ -18,7 +18,7 @@ use mhc_core::{
 use crate::{
     api::{Api, Code, Handle},
     context::{Context, stream},
-    images::Attempts,
+    images,
     memory::{self, Memory},
 };
 
@@ -105,8 +105,10 @@ unsafe impl Send for Entry {}
 unsafe impl Sync for Entry {}
 
 impl CudaDriver {
-    /// Loads machine code, or compiles assembly that ends with a zero. The error has the compiler's words.
-    fn load_image(&self, image: &[u8]) -> Result<Handle, String> {
+    /// Loads machine code, or compiles assembly. The error has the compiler's words.
+    fn load_image(&self, mut image: Vec<u8>) -> Result<Handle, String> {
+        // Ends assembly, and does no harm to machine code.
+        image.push(0);
         let mut log = vec![0u8; 4096];
         let mut options = [Jit::CU_JIT_ERROR_LOG_BUFFER as c_int, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as c_int];
         let mut values: [Handle; 2] = [log.as_mut_ptr().cast(), log.len() as Handle];
@@ -134,15 +136,12 @@ unsafe impl GpuDriver for CudaDriver {
     }
 
     fn load(&self, source: &'static str, dtype: DType) -> Result<Module> {
-        let mut attempts = Attempts::new(source, dtype, self.capability);
-        while let Some(found) = attempts.next() {
-            match self.load_image(&found.image) {
-                Ok(handle) => return Ok(Module { context: self.context.clone(), handle, name: found.name }),
-                Err(e) => attempts.failed.push(format!("{}: {e}", found.name)),
-            }
-        }
-        let (entry, log) = (format!("{source} for {dtype}"), attempts.failed.join("; "));
-        Err(Error::Compile { entry, arch: self.context.info.arch.clone(), log })
+        let loaded = images::load(source, dtype, self.capability, |found| self.load_image(found.image));
+        let (handle, name) = loaded.map_err(|log| {
+            let entry = format!("{source} for {dtype}");
+            Error::Compile { entry, arch: self.context.info.arch.clone(), log }
+        })?;
+        Ok(Module { context: self.context.clone(), handle, name })
     }
 
     fn function(&self, module: &Module, entry: &str) -> Result<Entry> {

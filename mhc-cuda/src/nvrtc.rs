@@ -2,32 +2,22 @@
 //! for a device that none of them suits. Nothing needs it to run.
 
 use core::{
-    ffi::{CStr, c_char, c_int, c_void},
-    fmt, ptr,
+    ffi::{c_char, c_int},
+    fmt,
 };
-use std::{
-    ffi::CString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use libloading::Library;
-use mhc_core::Missing;
+pub use mhc_core::gpu::images::Unit;
+use mhc_core::{
+    Missing,
+    gpu::images::{Code, Compiler, Output, Program},
+};
 
 /// A compiler that was loaded. It is never unloaded.
 #[derive(Clone, Copy)]
 pub struct Nvrtc {
     api: &'static Api,
-}
-
-/// What is compiled: a text, and the files that it may include.
-#[derive(Clone, Copy, Debug)]
-pub struct Unit<'a> {
-    /// Its name in messages.
-    pub name: &'a str,
-    /// Its text.
-    pub text: &'a str,
-    /// Name and text of each file.
-    pub headers: &'a [(&'a str, &'a str)],
 }
 
 /// What the compiler makes.
@@ -49,9 +39,6 @@ pub struct Compiled {
     /// Warnings, and with `--ptxas-options=-v` the resources of each entry.
     pub log: String,
 }
-
-type Code = c_int;
-type Program = *mut c_void;
 
 macro_rules! api {
     ($($field:ident = $symbol:literal ( $($argument:ty),* ) -> $result:ty;)*) => {
@@ -90,19 +77,6 @@ api! {
     ptx = "nvrtcGetPTX"(Program, *mut c_char) -> Code;
     cubin_size = "nvrtcGetCUBINSize"(Program, *mut usize) -> Code;
     cubin = "nvrtcGetCUBIN"(Program, *mut c_char) -> Code;
-}
-
-/// A program of the compiler, ended when dropped.
-struct Job<'a> {
-    api: &'a Api,
-    program: Program,
-}
-
-impl Drop for Job<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by `create`, and ended only here.
-        unsafe { (self.api.destroy)(&mut self.program) };
-    }
 }
 
 impl Nvrtc {
@@ -155,61 +129,17 @@ impl Nvrtc {
     /// Compiles a unit. The error is the compiler's log.
     pub fn compile(&self, unit: Unit<'_>, options: &[String], format: Format) -> Result<Compiled, String> {
         let api = self.api;
-        let text =
-            |s: &str| CString::new(s).map_err(|_| format!("{}: a zero byte in the text or an option", unit.name));
-        let names = unit.headers.iter().map(|(name, _)| text(name)).collect::<Result<Vec<_>, _>>()?;
-        let texts = unit.headers.iter().map(|(_, t)| text(t)).collect::<Result<Vec<_>, _>>()?;
-        let options = options.iter().map(|o| text(o)).collect::<Result<Vec<_>, _>>()?;
-        let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-        let (name_pointers, text_pointers, options) =
-            (pointers(&names), pointers(&texts), (pointers(&options), options));
-        let (source, name) = (text(unit.text)?, text(unit.name)?);
-        let mut job = Job { api, program: ptr::null_mut() };
-        // SAFETY: zero-terminated strings and arrays of as many as is said, all alive to the end of the call, which copies them.
-        let code = unsafe {
-            let (texts, names) = (text_pointers.as_ptr(), name_pointers.as_ptr());
-            (api.create)(&mut job.program, source.as_ptr(), name.as_ptr(), unit.headers.len() as c_int, texts, names)
-        };
-        self.check(code, "nvrtcCreateProgram")?;
-        // SAFETY: as above; the program was just made.
-        let code = unsafe { (api.compile)(job.program, options.0.len() as c_int, options.0.as_ptr()) };
-        let log = self.output(job.program, api.log_size, api.log, "nvrtcGetProgramLog")?;
-        let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_string();
-        self.check(code, "nvrtcCompileProgram").map_err(|e| format!("{e}\n{log}"))?;
-        let ptx = self.output(job.program, api.ptx_size, api.ptx, "nvrtcGetPTX")?;
-        let assembly = String::from_utf8_lossy(&ptx).trim_end_matches('\0').to_string();
-        let image = match format {
-            Format::Cubin => self.output(job.program, api.cubin_size, api.cubin, "nvrtcGetCUBIN")?,
-            Format::Ptx => ptx,
-        };
-        Ok(Compiled { image, assembly, log })
-    }
-
-    fn output(
-        &self,
-        program: Program,
-        size: unsafe extern "C" fn(Program, *mut usize) -> Code,
-        get: unsafe extern "C" fn(Program, *mut c_char) -> Code,
-        call: &str,
-    ) -> Result<Vec<u8>, String> {
-        let mut bytes = 0;
-        // SAFETY: a live program and a place for the size.
-        self.check(unsafe { size(program, &mut bytes) }, call)?;
-        let mut data = vec![0u8; bytes];
-        // SAFETY: room for as many bytes as the compiler just asked for.
-        self.check(unsafe { get(program, data.as_mut_ptr().cast()) }, call)?;
-        Ok(data)
-    }
-
-    fn check(&self, code: Code, call: &str) -> Result<(), String> {
-        if code == 0 {
-            return Ok(());
-        }
-        // SAFETY: takes any code, and returns a string that lives as long as the library, or null.
-        let said = unsafe { (self.api.error_string)(code) };
-        // SAFETY: as just said, if it is not null.
-        let said = if said.is_null() { "".into() } else { unsafe { CStr::from_ptr(said) }.to_string_lossy() };
-        Err(format!("{call} failed with {said} ({code})"))
+        let log = Output { name: "GetProgramLog", size: api.log_size, get: api.log };
+        let (name, error_string) = ("nvrtc", api.error_string);
+        let compiler =
+            Compiler { name, error_string, create: api.create, destroy: api.destroy, compile: api.compile, log };
+        let ptx = Output { name: "GetPTX", size: api.ptx_size, get: api.ptx };
+        let cubin = Output { name: "GetCUBIN", size: api.cubin_size, get: api.cubin };
+        let outputs: &[Output] = if format == Format::Cubin { &[ptx, cubin] } else { &[ptx] };
+        // SAFETY: the functions have the types of NVRTC's header, and the library stays.
+        let (mut made, log) = unsafe { compiler.run(unit, options, outputs)? };
+        let assembly = made.first().map(|ptx| String::from_utf8_lossy(ptx).trim_end_matches('\0').to_string());
+        Ok(Compiled { image: made.pop().unwrap_or_default(), assembly: assembly.unwrap_or_default(), log })
     }
 }
 

@@ -1,12 +1,16 @@
 //! The functions of AMD's runtime, declared by hand and resolved at run time. Error codes are plain integers, so that a code that a
 //! newer runtime invents is a value like any other.
 
-use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use core::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::sync::OnceLock;
 
 use libloading::Library;
-use mhc_core::Missing;
+use mhc_core::{Error, Missing, Result};
 
-use crate::library::Search;
+use crate::{
+    library::{Search, symbol},
+    memory::PoolProperties,
+};
 
 /// A result of the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +19,35 @@ pub(crate) struct Code(pub c_int);
 
 impl Code {
     pub const SUCCESS: Code = Code(0);
+    pub const OUT_OF_MEMORY: Code = Code(2);
     pub const NO_DEVICE: Code = Code(100);
     /// What hipInit of ROCm 5 says where there is no device.
     pub const INVALID_DEVICE: Code = Code(101);
+    pub const INVALID_IMAGE: Code = Code(200);
+    pub const NO_BINARY: Code = Code(209);
+    pub const LAUNCH_FAILURE: Code = Code(719);
+
+    /// What a code means for whoever sees it, where the runtime's own words do not say it.
+    fn meaning(self) -> Option<&'static str> {
+        Some(match self {
+            Self::NO_DEVICE => {
+                "the runtime sees no AMD GPU: the amdgpu driver must be loaded, this user must be allowed to open /dev/kfd (groups render \
+                 and video), and HIP_VISIBLE_DEVICES must leave one"
+            }
+            Self::INVALID_DEVICE => "there is no device of this number",
+            Self::INVALID_IMAGE => "the image is damaged or no code object",
+            Self::NO_BINARY => "the image has no code for this GPU's architecture",
+            Self::LAUNCH_FAILURE => {
+                "the kernel did not start or did not end well: blocks of more threads than it was compiled for, or an access that is not \
+                 allowed"
+            }
+            _ => return None,
+        })
+    }
 }
+
+/// What the runtime calls its objects by.
+pub(crate) type Handle = *mut c_void;
 
 /// Numbers of hipDeviceAttribute_t, the same in HIP 5 to 7.
 pub(crate) mod attribute {
@@ -26,17 +55,33 @@ pub(crate) mod attribute {
     pub const MAX_THREADS_PER_BLOCK: c_int = 56;
     pub const MULTIPROCESSOR_COUNT: c_int = 63;
     pub const MAX_SHARED_MEMORY_PER_BLOCK: c_int = 74;
-    pub const WARP_SIZE: c_int = 87;
+    pub const MEMORY_POOLS_SUPPORTED: c_int = 88;
 }
 
+/// Numbers of other enumerations.
+pub(crate) mod constant {
+    use core::ffi::{c_int, c_uint};
+    /// hipStreamNonBlocking: does not wait for the default stream, nor it for this.
+    pub const NON_BLOCKING: c_uint = 1;
+    /// hipStreamCaptureModeThreadLocal: other threads may go on allocating and loading.
+    pub const THREAD_LOCAL: c_int = 1;
+    /// hipHostMallocPortable: pinned for every device of the process.
+    pub const PORTABLE: c_uint = 1;
+    /// hipMemPoolAttrReleaseThreshold.
+    pub const RELEASE_THRESHOLD: c_int = 4;
+}
+
+type Text = unsafe extern "C" fn(Code) -> *const c_char;
 type Properties = unsafe extern "C" fn(*mut c_void, c_int) -> Code;
 
 macro_rules! api {
-    ($($field:ident = $symbol:literal ( $($argument:ty),* ) -> $result:ty;)*) => {
+    ($($field:ident = $symbol:literal ( $($argument:ty),* );)*) => {
         /// The loaded runtime.
         #[derive(Debug)]
         pub(crate) struct Api {
-            $(pub $field: unsafe extern "C" fn($($argument),*) -> $result,)*
+            $(pub $field: unsafe extern "C" fn($($argument),*) -> Code,)*
+            pub error_name: Text,
+            pub error_string: Text,
             /// hipGetDeviceProperties in the version that is there, and where in its structure the architecture's name begins.
             pub properties: (Properties, usize),
             /// The file it was loaded from.
@@ -45,39 +90,82 @@ macro_rules! api {
 
         impl Api {
             fn bind(library: &Library, path: String) -> Result<Self, Missing> {
-                Ok(Self {
-                    $($field: symbol(library, &path, $symbol)?,)*
-                    properties: match symbol(library, &path, "hipGetDevicePropertiesR0600") {
-                        Ok(function) => (function, 1160),
-                        Err(_) => (symbol(library, &path, "hipGetDeviceProperties")?, 396),
-                    },
-                    path,
-                })
+                // SAFETY: the runtime's header declares these functions with the types written here, in every version from 5 to 7; the
+                // library is never unloaded.
+                unsafe {
+                    Ok(Self {
+                        $($field: symbol(library, &path, $symbol)?,)*
+                        error_name: symbol(library, &path, "hipGetErrorName")?,
+                        error_string: symbol(library, &path, "hipGetErrorString")?,
+                        properties: match symbol(library, &path, "hipGetDevicePropertiesR0600") {
+                            Ok(function) => (function, 1160),
+                            Err(_) => (symbol(library, &path, "hipGetDeviceProperties")?, 396),
+                        },
+                        path,
+                    })
+                }
             }
         }
     };
 }
 
 api! {
-    init = "hipInit"(c_uint) -> Code;
-    runtime_version = "hipRuntimeGetVersion"(*mut c_int) -> Code;
-    device_count = "hipGetDeviceCount"(*mut c_int) -> Code;
-    device_name = "hipDeviceGetName"(*mut c_char, c_int, c_int) -> Code;
-    device_attribute = "hipDeviceGetAttribute"(*mut c_int, c_int, c_int) -> Code;
-    total_memory = "hipDeviceTotalMem"(*mut usize, c_int) -> Code;
-    error_name = "hipGetErrorName"(Code) -> *const c_char;
-}
-
-fn symbol<T: Copy>(library: &Library, path: &str, name: &str) -> Result<T, Missing> {
-    // SAFETY: the runtime's header declares these functions with the types written above, in every version from 5 to 7; the library
-    // is never unloaded, so the address stays good.
-    let found = unsafe { library.get::<T>(name.as_bytes()) };
-    found.map(|f| *f).map_err(|_| Missing::Symbol { library: path.into(), symbol: name.into() })
+    init = "hipInit"(c_uint);
+    runtime_version = "hipRuntimeGetVersion"(*mut c_int);
+    device_count = "hipGetDeviceCount"(*mut c_int);
+    device_name = "hipDeviceGetName"(*mut c_char, c_int, c_int);
+    device_attribute = "hipDeviceGetAttribute"(*mut c_int, c_int, c_int);
+    total_memory = "hipDeviceTotalMem"(*mut usize, c_int);
+    current_device = "hipGetDevice"(*mut c_int);
+    set_device = "hipSetDevice"(c_int);
+    module_load = "hipModuleLoadData"(*mut Handle, *const c_void);
+    module_unload = "hipModuleUnload"(Handle);
+    module_function = "hipModuleGetFunction"(*mut Handle, Handle, *const c_char);
+    active_blocks = "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor"(*mut c_int, Handle, c_int, usize);
+    launch = "hipModuleLaunchKernel"(
+        Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut Handle, *mut Handle
+    );
+    stream_create = "hipStreamCreateWithFlags"(*mut Handle, c_uint);
+    stream_destroy = "hipStreamDestroy"(Handle);
+    stream_sync = "hipStreamSynchronize"(Handle);
+    stream_wait = "hipStreamWaitEvent"(Handle, Handle, c_uint);
+    stream_capturing = "hipStreamIsCapturing"(Handle, *mut c_int);
+    capture_begin = "hipStreamBeginCapture"(Handle, c_int);
+    capture_end = "hipStreamEndCapture"(Handle, *mut Handle);
+    graph_instantiate = "hipGraphInstantiateWithFlags"(*mut Handle, Handle, c_ulonglong);
+    graph_destroy = "hipGraphDestroy"(Handle);
+    graph_launch = "hipGraphLaunch"(Handle, Handle);
+    graph_exec_destroy = "hipGraphExecDestroy"(Handle);
+    event_create = "hipEventCreateWithFlags"(*mut Handle, c_uint);
+    event_destroy = "hipEventDestroy"(Handle);
+    event_record = "hipEventRecord"(Handle, Handle);
+    event_sync = "hipEventSynchronize"(Handle);
+    event_elapsed = "hipEventElapsedTime"(*mut f32, Handle, Handle);
+    alloc = "hipMalloc"(*mut Handle, usize);
+    free = "hipFree"(Handle);
+    pool_create = "hipMemPoolCreate"(*mut Handle, *const PoolProperties);
+    pool_destroy = "hipMemPoolDestroy"(Handle);
+    pool_set = "hipMemPoolSetAttribute"(Handle, c_int, *mut c_void);
+    pool_trim = "hipMemPoolTrimTo"(Handle, usize);
+    pool_alloc = "hipMallocFromPoolAsync"(*mut Handle, usize, Handle, Handle);
+    free_async = "hipFreeAsync"(Handle, Handle);
+    alloc_host = "hipHostMalloc"(*mut Handle, usize, c_uint);
+    free_host = "hipHostFree"(Handle);
+    upload = "hipMemcpyHtoDAsync"(Handle, *const c_void, usize, Handle);
+    download = "hipMemcpyDtoHAsync"(*mut c_void, Handle, usize, Handle);
+    copy = "hipMemcpyDtoDAsync"(Handle, Handle, usize, Handle);
 }
 
 impl Api {
-    /// The first library of the list that opens. [`Missing::Library`] with what each one said, [`Missing::Symbol`] if it is not HIP.
-    pub fn load(search: &Search) -> Result<Self, Missing> {
+    /// The runtime of this process: loaded once, never unloaded (ROCm's libraries do not survive being loaded twice). A failure is
+    /// remembered too.
+    pub fn get() -> Result<&'static Api, Missing> {
+        static API: OnceLock<Result<Api, Missing>> = OnceLock::new();
+        API.get_or_init(|| Self::load(&Search::from_env())).as_ref().map_err(Clone::clone)
+    }
+
+    /// The first library of the list that opens. [`Missing::Library`] with all that were tried, [`Missing::Symbol`] if it is not HIP.
+    fn load(search: &Search) -> Result<Self, Missing> {
         let mut tried = Vec::new();
         for path in search.candidates() {
             // SAFETY: loading runs the library's initialisers, which is what a program that asks for HIP wants.
@@ -99,15 +187,30 @@ impl Api {
         Err(Missing::Library { tried, hint })
     }
 
-    /// The runtime's name for a code, with its number.
+    /// The runtime's name for a code and what it means: `hipErrorInvalidImage: the image is damaged or no code object`.
     pub fn name(&self, code: Code) -> String {
-        // SAFETY: takes any code; returns a string that lives as long as the library, or null.
-        let name = unsafe { (self.error_name)(code) };
-        if name.is_null() {
-            return format!("error {}", code.0);
+        let text = |get: Text| {
+            // SAFETY: takes any code.
+            let text = unsafe { get(code) };
+            // SAFETY: a string that lives as long as the library, or null.
+            (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        };
+        let name = text(self.error_name).unwrap_or_else(|| "a code that the runtime has no name for".into());
+        match code.meaning().map(String::from).or_else(|| text(self.error_string)) {
+            Some(meaning) => format!("{name}: {meaning}"),
+            None => name,
         }
-        // SAFETY: not null, and terminated as the header says.
-        format!("{} ({})", unsafe { CStr::from_ptr(name) }.to_string_lossy(), code.0)
+    }
+
+    /// [`Error::Driver`] if the code is not success.
+    #[inline]
+    pub fn check(&self, call: &'static str, code: Code) -> Result<()> {
+        if code == Code::SUCCESS { Ok(()) } else { Err(self.error(call, code)) }
+    }
+
+    #[cold]
+    fn error(&self, call: &'static str, code: Code) -> Error {
+        Error::Driver { call, code: code.0, name: self.name(code) }
     }
 }
 
@@ -117,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_named_library_that_is_not_there_is_the_only_one_tried() {
-        let search = Search { library: Some("/nowhere/libamdhip64.so".into()), roots: vec!["/opt/rocm".into()] };
+        let library = Some("/nowhere/libamdhip64.so".into());
+        let search = Search { library, roots: vec!["/opt/rocm".into()], ..Search::default() };
         let missing = Api::load(&search).unwrap_err();
         let said = missing.to_string();
         assert!(said.contains("none of /nowhere/libamdhip64.so was found"), "{said}");
@@ -128,7 +232,7 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_library_that_is_not_hip_is_told_by_its_first_missing_function() {
-        let search = Search { library: Some("libc.so.6".into()), roots: Vec::new() };
+        let search = Search { library: Some("libc.so.6".into()), ..Search::default() };
         let missing = Api::load(&search).unwrap_err();
         assert_eq!(missing, Missing::Symbol { library: "libc.so.6".into(), symbol: "hipInit".into() });
     }

@@ -1,20 +1,46 @@
 //! The HIP backend: AMD's runtime, found at run time. No ROCm is needed to build, and only the runtime to run.
 //!
-//! It finds and describes devices. Kernels are not yet implemented, so [`Backend::open`] says so.
+//! Layers, bottom up: `library` (where AMD's libraries are looked for), `api` (the runtime's functions), `probe` (what devices there are),
+//! `context` (one device, bound to the calling thread for each call), `memory`, [`images`] (which kernel image a device is given),
+//! `driver` (what the shared [`GpuDevice`] asks of a driver).
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `MHC_HIP_LIBRARY` | the runtime's library, tried alone |
+//! | `ROCM_PATH`, `HIP_PATH` | installations that come before the loader's own search |
+//! | `MHC_HIPRTC` | AMD's run-time compiler, tried alone; it is asked for devices that no embedded image suits |
+//! | `MHC_HIP_IMAGES` | which images are tried, in which order: a list of `exact`, `generic`, `hiprtc` |
+//! | `MHC_CACHE_DIR`, `MHC_CACHE=0` | where what hiprtc compiles is kept; not at all |
 
 mod api;
+mod blocks;
+mod context;
+mod driver;
+mod hiprtc;
+pub mod images;
 mod library;
+mod memory;
 mod probe;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::{
+        BTreeMap,
+        btree_map::Entry::{Occupied, Vacant},
+    },
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use mhc_core::{Backend, Device, DeviceId, DeviceInfo, Error, Missing, Probe, Result};
+use mhc_core::{Backend, Device, DeviceId, DeviceInfo, Error, Missing, Probe, Result, gpu::GpuDevice};
 
-use crate::{api::Api, library::Search};
+use crate::{api::Api, driver::HipDriver};
 
 /// The backend.
 #[derive(Clone, Copy, Debug)]
 pub struct Hip;
+
+/// The devices that were opened. They stay open: the runtime keeps its devices to the end of the process, and ending anything while the
+/// process exits would race with the runtime's own end.
+static DEVICES: Mutex<BTreeMap<u32, Arc<GpuDevice<HipDriver>>>> = Mutex::new(BTreeMap::new());
 
 impl Backend for Hip {
     fn name(&self) -> &'static str {
@@ -26,22 +52,40 @@ impl Backend for Hip {
     }
 
     fn open(&self, ordinal: u32) -> Result<Arc<dyn Device>> {
-        let probe = self.probe();
-        let asked = DeviceId { backend: "hip", ordinal }.to_string();
-        if probe.found.as_ref().is_ok_and(|devices| devices.iter().any(|d| d.id.ordinal == ordinal)) {
-            let why = "only detection is implemented for HIP so far; use `cpu`".into();
-            return Err(Error::Unsupported { op: "open", device: asked, why });
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        match devices.entry(ordinal) {
+            Occupied(device) => Ok(device.get().clone()),
+            Vacant(place) => Ok(place.insert(Arc::new(open(ordinal)?)).clone()),
         }
-        Err(Error::NoBackend { asked, probes: vec![probe] })
     }
 }
 
-/// The runtime of this process: loaded once, never unloaded (ROCm's libraries do not survive being loaded twice).
-fn runtime() -> Result<&'static Api, Missing> {
-    static RUNTIME: OnceLock<Result<Api, Missing>> = OnceLock::new();
-    RUNTIME.get_or_init(|| Api::load(&Search::from_env())).as_ref().map_err(Clone::clone)
+fn find() -> Result<Vec<DeviceInfo>, Missing> {
+    probe::find(Api::get()?)
 }
 
-fn find() -> Result<Vec<DeviceInfo>, Missing> {
-    probe::devices(runtime()?)
+fn open(ordinal: u32) -> Result<GpuDevice<HipDriver>> {
+    let probe = Hip.probe();
+    if let (Ok(devices), Ok(api)) = (&probe.found, Api::get())
+        && devices.iter().any(|d| d.id.ordinal == ordinal)
+    {
+        return GpuDevice::new(HipDriver::new(api, ordinal)?);
+    }
+    let asked = DeviceId { backend: "hip", ordinal }.to_string();
+    Err(Error::NoBackend { asked, probes: vec![probe] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// True on every machine: whatever is there, the backend answers in words, and opening what is not there names it.
+    #[test]
+    fn answers_without_a_runtime_or_a_device() {
+        let probe = Hip.probe();
+        assert!(probe.to_string().starts_with("hip: "), "{probe}");
+        let error = Hip.open(99).unwrap_err().to_string();
+        assert!(error.contains("no usable device for `hip:99`"), "{error}");
+        assert_eq!(probe.found.is_ok(), probe.found.is_ok_and(|devices| !devices.is_empty()), "no empty list");
+    }
 }

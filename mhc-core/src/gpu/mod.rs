@@ -5,6 +5,7 @@ mod device;
 mod driver;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod images;
 mod plan;
 mod queue;
 mod source;

@@ -1,6 +1,6 @@
 //! Which images a device can be given, best first. Pure, so that it is tested without a device.
 
-use super::Image;
+use mhc_core::gpu::images::Image;
 
 /// The images that may run on a device of this compute capability: machine code for just this architecture, then of the same major
 /// version and the next lower minor ones, then NVIDIA's assembly.

@@ -1,11 +1,12 @@
-//! What NVRTC has compiled, kept on disk by content.
+//! What a run-time compiler has made, kept on disk by content.
 
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
 /// A folder of images, each in a file whose name is the hash of what it was made of. A file begins with the hash of the image.
-pub(crate) struct Cache(Option<PathBuf>);
+#[derive(Clone, Debug)]
+pub struct Cache(Option<PathBuf>);
 
 const HASH: usize = 32;
 
@@ -21,6 +22,11 @@ impl Cache {
             false => path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache"))),
         };
         Self(path("MHC_CACHE_DIR").or_else(|| Some(users()?.join("mhc"))))
+    }
+
+    /// A certain folder.
+    pub fn at(folder: PathBuf) -> Self {
+        Self(Some(folder))
     }
 
     /// The name of what is made of these texts.
@@ -62,7 +68,7 @@ mod tests {
     #[test]
     fn gives_back_what_was_put_and_nothing_else() {
         let folder = std::env::temp_dir().join(format!("mhc-cache-test-{}", std::process::id()));
-        let cache = Cache(Some(folder.clone()));
+        let cache = Cache::at(folder.clone());
         let (a, b) = (Cache::key(&["a", "b"]), Cache::key(&["ab", ""]));
         assert_ne!(a, b, "texts are kept apart");
         assert_eq!(cache.get(&a), None);

@@ -1,0 +1,14 @@
+//! Kernel images: which are embedded, and which of them a device is given.
+
+mod elf;
+mod load;
+mod targets;
+
+use mhc_core::gpu::images::Image;
+
+pub(crate) use elf::check;
+pub(crate) use load::{Gpu, load};
+pub use targets::{headers, options, sources, targets, tuned, wave};
+
+/// Every embedded image.
+pub(crate) const IMAGES: &[Image] = include!("../../kernels/gen/index.rs");
