@@ -69,13 +69,21 @@ pub(crate) mod constant {
     pub const PORTABLE: c_uint = 1;
     /// hipMemPoolAttrReleaseThreshold.
     pub const RELEASE_THRESHOLD: c_int = 4;
+    /// hipMemAllocationTypePinned: memory that stays where it is.
+    pub const PINNED: c_int = 1;
+    /// hipMemLocationTypeDevice.
+    pub const ON_DEVICE: c_int = 1;
 }
 
-type Text = unsafe extern "C" fn(Code) -> *const c_char;
-type Properties = unsafe extern "C" fn(*mut c_void, c_int) -> Code;
+/// Where hipDeviceProp_t keeps the architecture's name: since HIP 6, and before.
+const ARCH: usize = 1160;
+pub(crate) const ARCH_BEFORE_6: usize = 396;
+
+pub(crate) type Text = unsafe extern "C" fn(Code) -> *const c_char;
+pub(crate) type Properties = unsafe extern "C" fn(*mut c_void, c_int) -> Code;
 
 macro_rules! api {
-    ($($field:ident = $symbol:literal ( $($argument:ty),* );)*) => {
+    ($($field:ident = $symbol:ident ( $($argument:ty),* );)*) => {
         /// The loaded runtime.
         #[derive(Debug)]
         pub(crate) struct Api {
@@ -94,66 +102,79 @@ macro_rules! api {
                 // library is never unloaded.
                 unsafe {
                     Ok(Self {
-                        $($field: symbol(library, &path, $symbol)?,)*
+                        $($field: symbol(library, &path, stringify!($symbol))?,)*
                         error_name: symbol(library, &path, "hipGetErrorName")?,
                         error_string: symbol(library, &path, "hipGetErrorString")?,
                         properties: match symbol(library, &path, "hipGetDevicePropertiesR0600") {
-                            Ok(function) => (function, 1160),
-                            Err(_) => (symbol(library, &path, "hipGetDeviceProperties")?, 396),
+                            Ok(function) => (function, ARCH),
+                            Err(_) => (symbol(library, &path, "hipGetDeviceProperties")?, ARCH_BEFORE_6),
                         },
                         path,
                     })
                 }
             }
         }
+
+        #[cfg(test)]
+        pub(crate) const FIELDS: &[&str] = &[$(stringify!($field)),*];
+
+        /// Every function with the sizes of its result and arguments, as declared here and as hip-sys declares them.
+        #[cfg(test)]
+        pub(crate) fn signatures() -> Vec<(&'static str, Vec<usize>, Vec<usize>)> {
+            vec![$((
+                stringify!($symbol),
+                crate::abi::sizes(|api: Api| api.$field),
+                crate::abi::sizes(|_: Api| hip_sys::hiprt::$symbol as unsafe extern "C" fn($(crate::abi::any!($argument)),*) -> _),
+            ),)*]
+        }
     };
 }
 
 api! {
-    init = "hipInit"(c_uint);
-    runtime_version = "hipRuntimeGetVersion"(*mut c_int);
-    device_count = "hipGetDeviceCount"(*mut c_int);
-    device_name = "hipDeviceGetName"(*mut c_char, c_int, c_int);
-    device_attribute = "hipDeviceGetAttribute"(*mut c_int, c_int, c_int);
-    total_memory = "hipDeviceTotalMem"(*mut usize, c_int);
-    current_device = "hipGetDevice"(*mut c_int);
-    set_device = "hipSetDevice"(c_int);
-    module_load = "hipModuleLoadData"(*mut Handle, *const c_void);
-    module_unload = "hipModuleUnload"(Handle);
-    module_function = "hipModuleGetFunction"(*mut Handle, Handle, *const c_char);
-    active_blocks = "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor"(*mut c_int, Handle, c_int, usize);
-    launch = "hipModuleLaunchKernel"(
+    init = hipInit(c_uint);
+    runtime_version = hipRuntimeGetVersion(*mut c_int);
+    device_count = hipGetDeviceCount(*mut c_int);
+    device_name = hipDeviceGetName(*mut c_char, c_int, c_int);
+    device_attribute = hipDeviceGetAttribute(*mut c_int, c_int, c_int);
+    total_memory = hipDeviceTotalMem(*mut usize, c_int);
+    current_device = hipGetDevice(*mut c_int);
+    set_device = hipSetDevice(c_int);
+    module_load = hipModuleLoadData(*mut Handle, *const c_void);
+    module_unload = hipModuleUnload(Handle);
+    module_function = hipModuleGetFunction(*mut Handle, Handle, *const c_char);
+    active_blocks = hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(*mut c_int, Handle, c_int, usize);
+    launch = hipModuleLaunchKernel(
         Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut Handle, *mut Handle
     );
-    stream_create = "hipStreamCreateWithFlags"(*mut Handle, c_uint);
-    stream_destroy = "hipStreamDestroy"(Handle);
-    stream_sync = "hipStreamSynchronize"(Handle);
-    stream_wait = "hipStreamWaitEvent"(Handle, Handle, c_uint);
-    stream_capturing = "hipStreamIsCapturing"(Handle, *mut c_int);
-    capture_begin = "hipStreamBeginCapture"(Handle, c_int);
-    capture_end = "hipStreamEndCapture"(Handle, *mut Handle);
-    graph_instantiate = "hipGraphInstantiateWithFlags"(*mut Handle, Handle, c_ulonglong);
-    graph_destroy = "hipGraphDestroy"(Handle);
-    graph_launch = "hipGraphLaunch"(Handle, Handle);
-    graph_exec_destroy = "hipGraphExecDestroy"(Handle);
-    event_create = "hipEventCreateWithFlags"(*mut Handle, c_uint);
-    event_destroy = "hipEventDestroy"(Handle);
-    event_record = "hipEventRecord"(Handle, Handle);
-    event_sync = "hipEventSynchronize"(Handle);
-    event_elapsed = "hipEventElapsedTime"(*mut f32, Handle, Handle);
-    alloc = "hipMalloc"(*mut Handle, usize);
-    free = "hipFree"(Handle);
-    pool_create = "hipMemPoolCreate"(*mut Handle, *const PoolProperties);
-    pool_destroy = "hipMemPoolDestroy"(Handle);
-    pool_set = "hipMemPoolSetAttribute"(Handle, c_int, *mut c_void);
-    pool_trim = "hipMemPoolTrimTo"(Handle, usize);
-    pool_alloc = "hipMallocFromPoolAsync"(*mut Handle, usize, Handle, Handle);
-    free_async = "hipFreeAsync"(Handle, Handle);
-    alloc_host = "hipHostMalloc"(*mut Handle, usize, c_uint);
-    free_host = "hipHostFree"(Handle);
-    upload = "hipMemcpyHtoDAsync"(Handle, *const c_void, usize, Handle);
-    download = "hipMemcpyDtoHAsync"(*mut c_void, Handle, usize, Handle);
-    copy = "hipMemcpyDtoDAsync"(Handle, Handle, usize, Handle);
+    stream_create = hipStreamCreateWithFlags(*mut Handle, c_uint);
+    stream_destroy = hipStreamDestroy(Handle);
+    stream_sync = hipStreamSynchronize(Handle);
+    stream_wait = hipStreamWaitEvent(Handle, Handle, c_uint);
+    stream_capturing = hipStreamIsCapturing(Handle, *mut c_int);
+    capture_begin = hipStreamBeginCapture(Handle, c_int);
+    capture_end = hipStreamEndCapture(Handle, *mut Handle);
+    graph_instantiate = hipGraphInstantiateWithFlags(*mut Handle, Handle, c_ulonglong);
+    graph_destroy = hipGraphDestroy(Handle);
+    graph_launch = hipGraphLaunch(Handle, Handle);
+    graph_exec_destroy = hipGraphExecDestroy(Handle);
+    event_create = hipEventCreateWithFlags(*mut Handle, c_uint);
+    event_destroy = hipEventDestroy(Handle);
+    event_record = hipEventRecord(Handle, Handle);
+    event_sync = hipEventSynchronize(Handle);
+    event_elapsed = hipEventElapsedTime(*mut f32, Handle, Handle);
+    alloc = hipMalloc(*mut Handle, usize);
+    free = hipFree(Handle);
+    pool_create = hipMemPoolCreate(*mut Handle, *const PoolProperties);
+    pool_destroy = hipMemPoolDestroy(Handle);
+    pool_set = hipMemPoolSetAttribute(Handle, c_int, *mut c_void);
+    pool_trim = hipMemPoolTrimTo(Handle, usize);
+    pool_alloc = hipMallocFromPoolAsync(*mut Handle, usize, Handle, Handle);
+    free_async = hipFreeAsync(Handle, Handle);
+    alloc_host = hipHostMalloc(*mut Handle, usize, c_uint);
+    free_host = hipHostFree(Handle);
+    upload = hipMemcpyHtoDAsync(Handle, *const c_void, usize, Handle);
+    download = hipMemcpyDtoHAsync(*mut c_void, Handle, usize, Handle);
+    copy = hipMemcpyDtoDAsync(Handle, Handle, usize, Handle);
 }
 
 impl Api {

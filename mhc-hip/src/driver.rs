@@ -5,7 +5,7 @@ use std::{ffi::CString, sync::Arc};
 
 use mhc_core::{
     DType, DevPtr, DeviceInfo, Error, RawStream, Result,
-    gpu::{GpuDriver, GpuQueue, Launch, RawEvent, RawGraph},
+    gpu::{GpuDriver, GpuQueue, Launch, RawEvent, RawGraph, images::Image},
 };
 
 use crate::{
@@ -19,14 +19,16 @@ use crate::{
 pub(crate) struct HipDriver {
     context: Arc<Context>,
     memory: Memory,
+    images: &'static [Image],
 }
 
 impl HipDriver {
-    pub fn new(api: &'static Api, ordinal: u32) -> Result<Self> {
+    /// A device with the kernels embedded in `images`.
+    pub fn new(api: &'static Api, ordinal: u32, images: &'static [Image]) -> Result<Self> {
         let mut context = Context::new(api, ordinal)?;
         let memory = Memory::new(&context);
         context.info.notes.push(("memory from", memory.kind().into()));
-        Ok(Self { memory, context: Arc::new(context) })
+        Ok(Self { memory, context: Arc::new(context), images })
     }
 
     fn unsupported(&self, what: &str) -> Error {
@@ -102,7 +104,7 @@ unsafe impl GpuDriver for HipDriver {
                 .handle("hipModuleLoadData", |api, module| unsafe { (api.module_load)(module, image.as_ptr().cast()) });
             loaded.map_err(|e| e.to_string())
         };
-        let (handle, name) = images::load(source, dtype, gpu, load).map_err(|log| Error::Compile {
+        let (handle, name) = images::load(self.images, source, dtype, gpu, load).map_err(|log| Error::Compile {
             entry: format!("{source} for {dtype}"),
             arch: info.arch.clone(),
             log,

@@ -12,15 +12,21 @@
 //! | `MHC_HIP_IMAGES` | which images are tried, in which order: a list of `exact`, `generic`, `hiprtc` |
 //! | `MHC_CACHE_DIR`, `MHC_CACHE=0` | where what hiprtc compiles is kept; not at all |
 
+#[cfg(test)]
+mod abi;
 mod api;
 mod blocks;
 mod context;
 mod driver;
+#[cfg(test)]
+mod fake;
 mod hiprtc;
 pub mod images;
 mod library;
 mod memory;
 mod probe;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{
@@ -69,23 +75,8 @@ fn open(ordinal: u32) -> Result<GpuDevice<HipDriver>> {
     if let (Ok(devices), Ok(api)) = (&probe.found, Api::get())
         && devices.iter().any(|d| d.id.ordinal == ordinal)
     {
-        return GpuDevice::new(HipDriver::new(api, ordinal)?);
+        return GpuDevice::new(HipDriver::new(api, ordinal, images::IMAGES)?);
     }
     let asked = DeviceId { backend: "hip", ordinal }.to_string();
     Err(Error::NoBackend { asked, probes: vec![probe] })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// True on every machine: whatever is there, the backend answers in words, and opening what is not there names it.
-    #[test]
-    fn answers_without_a_runtime_or_a_device() {
-        let probe = Hip.probe();
-        assert!(probe.to_string().starts_with("hip: "), "{probe}");
-        let error = Hip.open(99).unwrap_err().to_string();
-        assert!(error.contains("no usable device for `hip:99`"), "{error}");
-        assert_eq!(probe.found.is_ok(), probe.found.is_ok_and(|devices| !devices.is_empty()), "no empty list");
-    }
 }

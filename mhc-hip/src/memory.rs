@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mhc_core::{DevPtr, Error, RawStream, Result};
 
 use crate::{
-    api::{Handle, attribute, constant},
+    api::{Code, Handle, attribute, constant},
     blocks::{self, Blocks},
     context::{Context, stream},
     probe,
@@ -42,12 +42,10 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// `hipMemPoolProps`. Its last 64 bytes are reserved, which newer versions say more of.
 #[repr(C)]
 pub(crate) struct PoolProperties {
-    /// 1: pinned to its device.
-    allocation: c_int,
+    pub allocation: c_int,
     handles: c_int,
-    /// 1: a device.
-    location: c_int,
-    device: c_int,
+    pub location: c_int,
+    pub device: c_int,
     security: *mut c_void,
     reserved: [u8; 64],
 }
@@ -197,9 +195,9 @@ fn pool(context: &Context) -> Result<Option<Handle>> {
         return Ok(None);
     }
     let properties = PoolProperties {
-        allocation: 1,
+        allocation: constant::PINNED,
         handles: 0,
-        location: 1,
+        location: constant::ON_DEVICE,
         device: context.device,
         security: ptr::null_mut(),
         reserved: [0; 64],
@@ -227,8 +225,14 @@ fn try_out(context: &Context, pool: Handle) -> Result<()> {
     // SAFETY: a place for an address, on the default stream.
     let p = context
         .handle("hipMallocFromPoolAsync", |api, p| unsafe { (api.pool_alloc)(p, 256, pool, ptr::null_mut()) })?;
-    // SAFETY: allocated above and not used.
-    context.call("hipFreeAsync", |api| unsafe { (api.free_async)(p, ptr::null_mut()) })
+    let mut freed = Code::SUCCESS;
+    // Whatever fails, so that nothing is left behind.
+    context.release(|api| {
+        // SAFETY: allocated above and not used.
+        freed = unsafe { (api.free_async)(p, ptr::null_mut()) };
+        freed
+    });
+    context.api.check("hipFreeAsync", freed)
 }
 
 /// Pinned host memory.

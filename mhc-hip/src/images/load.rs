@@ -6,7 +6,7 @@ use mhc_core::{
     gpu::images::{Cache, Found, Image, Recipe, Step, first},
 };
 
-use super::{IMAGES, check, headers, options, sources, targets::generic, wave};
+use super::{check, headers, options, sources, targets::generic, wave};
 use crate::hiprtc::Hiprtc;
 
 /// Where images come from, in the order in which they are tried.
@@ -42,9 +42,10 @@ pub(crate) struct Gpu<'a> {
     pub runtime: &'a str,
 }
 
-/// What `load` makes of the first image that suits the device, and the image's name. Images that are no whole code object for it do not
+/// What `load` makes of the first of the embedded `images` and what hiprtc gives that suits the device, and the image's name. Images that are no whole code object for it do not
 /// get that far. The error lists everything that was tried.
 pub(crate) fn load<T>(
+    images: &'static [Image],
     source: &'static str,
     dtype: DType,
     gpu: Gpu<'_>,
@@ -52,7 +53,7 @@ pub(crate) fn load<T>(
 ) -> Result<(T, String), String> {
     let (mut missing, mut steps) = (Vec::new(), Vec::new());
     for kind in kinds(std::env::var("MHC_HIP_IMAGES").ok().as_deref()) {
-        match step(IMAGES, source, dtype.name(), gpu.arch, kind) {
+        match step(images, source, dtype.name(), gpu.arch, kind) {
             Ok(step) => steps.push(step),
             Err(why) => missing.push(why),
         }
@@ -95,7 +96,7 @@ fn compile(source: &str, dtype: DType, gpu: Gpu<'_>) -> Result<Found, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::IMAGES, *};
 
     const POST: Image = Image { source: "post", dtype: "bf16", target: "gfx942", bytes: 0, data: &[] };
     const SOME: &[Image] = &[
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn a_source_that_is_not_there_is_named() {
         let gpu = Gpu { arch: "gfx942", features: "gfx942", runtime: "7.2" };
-        let failed = load("nothing", DType::F32, gpu, |_| Ok(())).unwrap_err();
+        let failed = load(SOME, "nothing", DType::F32, gpu, |_| Ok(())).unwrap_err();
         assert!(failed.contains("`nothing` for f32 and gfx942") && failed.contains("gfx9-4-generic"), "{failed}");
         assert!(failed.contains("hiprtc"), "{failed}");
     }

@@ -7,6 +7,8 @@ mod targets;
 use mhc_core::gpu::images::Image;
 
 pub(crate) use elf::check;
+#[cfg(test)]
+pub(crate) use elf::tests::object as elf_object;
 pub(crate) use load::{Gpu, load};
 pub use targets::{headers, options, sources, targets, tuned, wave};
 
