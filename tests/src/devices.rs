@@ -72,6 +72,16 @@ pub fn here() -> Result<Vec<Subject>> {
     Ok(subjects)
 }
 
+/// Whether the device does in minutes what a GPU does in milliseconds: an emulator, or AMD's runtime on a simulated GPU, which it is told
+/// of by a variable of its own.
+pub fn is_slow(device: &Arc<dyn Device>) -> bool {
+    match device.info().id.backend {
+        "emu" => true,
+        "hip" => std::env::var_os("HSA_MODEL_LIB").is_some(),
+        _ => false,
+    }
+}
+
 /// The backend that `MHC_TEST_BACKEND` names, if it names one.
 pub fn asked() -> Option<String> {
     std::env::var("MHC_TEST_BACKEND").ok().filter(|b| !b.is_empty() && b != "all")

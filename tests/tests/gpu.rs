@@ -1,11 +1,11 @@
 //! What GPUs do besides operators: graphs, events, pinned memory, foreign streams, running out of memory; and what holds of all of their
 //! kernels: the same bits in every batch and on every stream, and everything that is timed runs. Without a GPU it says so.
 
-use std::{sync::Arc, thread};
+use std::{process::Command, sync::Arc, thread};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use mhc_core::{
-    AnyOp, DType, Device, Dims, Error, Problem, Stream, Tensor,
+    AnyOp, DType, DevPtr, Device, Dims, Error, Problem, RawView, Stream, Tensor, View,
     gpu::{self, Event, Graph, Pinned},
     ops::Post,
 };
@@ -29,16 +29,23 @@ const TRIALS: &[(&str, Check)] = &[
     ("out_of_memory", out_of_memory),
     ("threads", threads),
     ("memory_is_reused", memory_is_reused),
+    ("fault", fault),
 ];
 
+/// Names a device on which this program is to do wrong, see [`fault`].
+const FAULT: &str = "MHC_TEST_FAULT";
+
 fn main() -> anyhow::Result<()> {
+    if let Ok(name) = std::env::var(FAULT) {
+        return do_wrong(&name);
+    }
     let arguments = Arguments::from_args();
     let subjects = devices::chosen()?;
     let mut trials = Vec::new();
     for subject in subjects.iter().filter(|s| s.device.queue().is_some()) {
         for (name, run) in TRIALS {
             // ASan keeps freed memory from being used again for as long as it can.
-            if *name == "memory_is_reused" && is_emulated(&subject.device) {
+            if *name == "memory_is_reused" && subject.device.info().id.backend == "emu" {
                 continue;
             }
             let device = subject.device.clone();
@@ -239,16 +246,49 @@ fn memory_is_reused(device: &Arc<dyn Device>) -> Outcome {
     Ok(())
 }
 
-/// The emulator does in minutes what a GPU does in milliseconds.
-fn is_emulated(device: &Arc<dyn Device>) -> bool {
-    device.info().id.backend == "emu"
+/// A kernel that reads where nothing is: the driver's error says so, or, as AMD's runtime has it, its message before it ends the process;
+/// nobody takes the result for one. In a process of its own, as no device is of use after that.
+fn fault(device: &Arc<dyn Device>) -> Outcome {
+    let name = device.info().id.to_string();
+    let mut parts = command_line()?.into_iter();
+    let mut program = Command::new(parts.next().ok_or("no program")?);
+    let out = program.args(parts).env(FAULT, &name).env_remove("GFXSIM_KEEP_GOING").output()?;
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).to_lowercase();
+    assert!(!out.status.success() && !said.contains("panicked"), "{}: {said}", out.status);
+    let words = ["illegal", "fault", "stopped"];
+    assert!(words.iter().any(|w| said.contains(w)), "{}: {said}", out.status);
+    expected(&Stream::new(device.clone())?, 0.1)?;
+    Ok(())
+}
+
+/// How this program was started, without its arguments: by itself, or by a loader that was given it.
+fn command_line() -> Result<Vec<String>, Failed> {
+    let own = std::env::args().next().ok_or("a program without a name")?;
+    let whole = std::fs::read_to_string("/proc/self/cmdline")?;
+    let mut parts: Vec<String> = whole.split_terminator('\0').map(str::to_string).collect();
+    let at = parts.iter().position(|part| *part == own).ok_or("this program's name is not in its command line")?;
+    parts.truncate(at + 1);
+    Ok(parts)
+}
+
+/// What the process of [`fault`] does; its error is the driver's.
+fn do_wrong(name: &str) -> anyhow::Result<()> {
+    let found = devices::here()?.into_iter().find(|s| s.device.info().id.to_string() == name);
+    let stream = Stream::new(found.ok_or_else(|| anyhow::anyhow!("no {name}"))?.device)?;
+    let o = Operands::new(&stream, 0.1)?;
+    let nowhere = |v: View<'_>| Some(RawView { ptr: DevPtr(1 << 16), ..*v.raw() });
+    let slots = [o.x.view(), o.y.view(), o.mixes.view(), o.x_next.view()].map(nowhere);
+    let kernel = stream.prepare(&o.problem)?;
+    // SAFETY: there is none. It is what is tested, in a process that has nothing to lose.
+    unsafe { kernel.launch(stream.raw(), &slots, DevPtr::NULL)? };
+    Ok(stream.sync()?)
 }
 
 /// A token has the same bits alone, among 17 and among 4096, at whatever place: every forward operator with every set of attributes, at
 /// sizes for which devices have kernels of their own and at odd ones.
 fn batches(device: &Arc<dyn Device>, op: &str) -> Outcome {
     let stream = Stream::new(device.clone())?;
-    let (tokens, sizes): (usize, &[_]) = match is_emulated(device) {
+    let (tokens, sizes): (usize, &[_]) = match devices::is_slow(device) {
         true => (67, &[(4, 72), (3, 33)]),
         false => (4096, &[(4, 2560), (8, 640), (3, 130)]),
     };
@@ -270,7 +310,7 @@ fn batches(device: &Arc<dyn Device>, op: &str) -> Outcome {
 /// Four streams at the same time, three times each: the bits of a run alone. Forward and backward, sums over many tokens included.
 fn streams(device: &Arc<dyn Device>, op: &str) -> Outcome {
     let alone = Stream::new(device.clone())?;
-    let (tokens, rounds) = if is_emulated(device) { (19, 1) } else { (1025, 3) };
+    let (tokens, rounds) = if devices::is_slow(device) { (19, 1) } else { (1025, 3) };
     for act in [DType::Bf16, DType::F32] {
         let problems = cases::one_each(act).into_iter().filter(|p| p.op.desc().name == op);
         for mut p in problems.filter(|p| act == DType::F32 || p.has_streams()) {

@@ -58,7 +58,12 @@ fn every_launch_fits_the_smallest_devices() {
                     threads > 0 && threads % caps.wave == 0 && threads <= caps.max_threads,
                     "{p}: {name}: {threads}"
                 );
-                assert!(l.grid.iter().all(|&g| g > 0) && l.grid[0] <= i32::MAX as u32, "{p}: {name}: {:?}", l.grid);
+                assert!(l.grid.iter().all(|&g| g > 0), "{p}: {name}: {:?}", l.grid);
+                assert!(
+                    l.grid[0].checked_mul(threads).is_some(),
+                    "{p}: {name}: {:?}: more threads than 32 bits",
+                    l.grid
+                );
                 assert!(l.grid[1] <= 65535 && l.grid[2] <= 65535, "{p}: {name}: {:?}", l.grid);
                 assert!(l.shared <= caps.shared_per_block, "{p}: {name}: {} bytes of shared memory", l.shared);
                 assert!(l.cells() <= Launch::MAX_CELLS, "{p}: {name}: {} cells", l.cells());

@@ -162,9 +162,11 @@ impl Scratch {
     }
 }
 
-/// Blocks along the first axis of a grid: one for each piece of work, as many as a launch may have; kernels go on where more is left.
+/// Blocks along an axis of a grid: one for each piece of work, as many as a launch may have whatever the size of a block, of which AMD
+/// counts the threads in 32 bits; kernels go on where more is left.
 pub fn blocks(work: usize) -> u32 {
-    u32::try_from(work).unwrap_or(u32::MAX).min(i32::MAX as u32)
+    const MOST: u32 = u32::MAX / 1024;
+    u32::try_from(work).unwrap_or(MOST).min(MOST)
 }
 
 /// Threads of a block that runs along `channels` elements of `dtype` in 16 bytes a thread: whole waves, at most `most`.

@@ -366,8 +366,9 @@ fn every_plan_launches_what_is_compiled_within_the_limits() {
             for l in plan.launches.iter().chain(fallback).filter(|l| !l.grid.contains(&0)) {
                 let what = format!("{} {:?} {act} {}: {l:?}", case.op.desc().name, case.dims, caps.arch);
                 assert!(!l.entry.arch.is_empty() || entries.contains(&(l.source, l.entry)), "not compiled: {what}");
-                assert!(l.grid[0] <= i32::MAX as u32 && l.grid[1] <= 65535 && l.grid[2] <= 65535, "{what}");
                 let threads = l.block.iter().product::<u32>();
+                assert!(l.grid[0].checked_mul(threads).is_some(), "AMD counts threads in 32 bits: {what}");
+                assert!(l.grid[1] <= 65535 && l.grid[2] <= 65535, "{what}");
                 assert!((1..=caps.max_threads).contains(&threads) && threads.is_multiple_of(caps.wave), "{what}");
                 assert!(l.shared <= caps.shared_per_block && l.cells() <= Launch::MAX_CELLS, "{what}");
                 for arg in &l.args {
