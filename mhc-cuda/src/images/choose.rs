@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     fn targets(capability: u32) -> Vec<&'static str> {
-        let image = |target| Image { source: "post", dtype: "bf16", target, bytes: 0, data: &[] };
+        let image = |target| Image { source: "post", dtype: "bf16", target, offset: 0, bytes: 0, data: &[] };
         let mut images = ["compute_80", "sm_120", "sm_100", "sm_90", "sm_90a", "sm_86", "sm_80"].map(image).to_vec();
         images.push(Image { source: "pre", ..image("sm_80") });
         images.push(Image { dtype: "f32", ..image("sm_80") });

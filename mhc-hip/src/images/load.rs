@@ -98,7 +98,7 @@ fn compile(source: &str, dtype: DType, gpu: Gpu<'_>) -> Result<Found, String> {
 mod tests {
     use super::{super::IMAGES, *};
 
-    const POST: Image = Image { source: "post", dtype: "bf16", target: "gfx942", bytes: 0, data: &[] };
+    const POST: Image = Image { source: "post", dtype: "bf16", target: "gfx942", offset: 0, bytes: 0, data: &[] };
     const SOME: &[Image] = &[
         POST,
         Image { target: "gfx1100", ..POST },

@@ -10,7 +10,7 @@ pub(crate) use elf::check;
 #[cfg(test)]
 pub(crate) use elf::tests::object as elf_object;
 pub(crate) use load::{Gpu, load};
-pub use targets::{headers, options, sources, targets, tuned, wave};
+pub use targets::{code, family, headers, object_version, options, sources, targets, tuned, wave};
 
 /// Every embedded image.
 pub(crate) const IMAGES: &[Image] = include!("../../kernels/gen/index.rs");

@@ -3,6 +3,7 @@
 mod criterion;
 mod gpu;
 mod peers;
+mod predict;
 mod roofline;
 mod tables;
 
@@ -58,6 +59,9 @@ pub struct Args {
     /// Run everything once, to see that it runs; times are not taken
     #[arg(long, conflicts_with_all = ["save", "against", "json"])]
     once: bool,
+    /// Measure nothing: estimate from the committed machine code's counts what an MI300X would take (with `--backend hip`)
+    #[arg(long, conflicts_with_all = ["suite", "op", "show", "save", "against", "peers", "json", "once"])]
+    predict: bool,
 }
 
 /// A list of benches.
@@ -79,6 +83,12 @@ impl Suite {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.predict {
+        return match args.backend {
+            Which::Hip => predict::run(&Home::find()?),
+            _ => bail!("only times on AMD's GPUs are estimated: `--backend hip --predict`"),
+        };
+    }
     if !(args.seconds > 0.0 && args.seconds.is_finite()) || args.samples == 0 {
         bail!("--seconds and --samples must be above 0");
     }

@@ -1,4 +1,4 @@
-//! The pinned compiler: NVRTC as NVIDIA publishes it for Python, in a folder of the project that git ignores.
+//! Pinned compilers: packages that their vendors publish for Python, in folders of the project that git ignores.
 
 use std::path::{Path, PathBuf};
 
@@ -6,53 +6,62 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use xshell::{Shell, cmd};
 
-/// The package and its version. 12.9 is the last that writes machine code which drivers from 525 on load.
-const PACKAGE: &str = "nvidia-cuda-nvrtc-cu12";
-/// Its version.
-pub const VERSION: &str = "12.9.86";
+/// A package of which one file is wanted.
+pub struct Wheel {
+    /// Its name.
+    pub package: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// How much is downloaded, in MB.
+    pub megabytes: u32,
+    /// The platform and the hash of its file for this machine's architecture; empty where none is pinned.
+    pub file: (&'static str, &'static str),
+    /// What the folder is called, before the version.
+    pub folder: &'static str,
+    /// The file that is wanted.
+    pub wanted: &'static str,
+    /// The variable that may name it instead.
+    pub variable: &'static str,
+}
 
-/// The wheel for this machine's architecture and its hash.
-#[cfg(target_arch = "x86_64")]
-const WHEEL: (&str, &str) =
-    ("manylinux_2_12_x86_64", "210cf05005a447e29214e9ce50851e83fc5f4358df8b453155d5e1918094dcb4");
-#[cfg(not(target_arch = "x86_64"))]
-const WHEEL: (&str, &str) = ("", "");
-
-/// The compiler's library: what `MHC_NVRTC` names, or else the pinned wheel's, downloaded and unpacked if it is not yet.
-pub fn library(sh: &Shell, root: &Path) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("MHC_NVRTC").filter(|p| !p.is_empty()) {
-        return Ok(path.into());
+impl Wheel {
+    /// The file that is wanted: what the variable names, or else the pinned one, downloaded and unpacked if it is not yet.
+    pub fn get(&self, sh: &Shell, root: &Path) -> Result<PathBuf> {
+        let &Self { package, version, megabytes, file: (platform, hash), folder, wanted, variable } = self;
+        if let Some(path) = std::env::var_os(variable).filter(|p| !p.is_empty()) {
+            return Ok(path.into());
+        }
+        ensure!(
+            cfg!(target_os = "linux") && !hash.is_empty(),
+            "no wheel is pinned for this machine: set {variable} to the {wanted} of {package} {version}"
+        );
+        let folder = root.join("target").join(format!("{folder}-{version}"));
+        let file = folder.join(wanted);
+        if file.is_file() {
+            return Ok(file);
+        }
+        eprintln!("downloading {package} {version} ({megabytes} MB)");
+        let part = folder.with_file_name(format!("{package}-{version}.part"));
+        sh.remove_path(&part)?;
+        sh.create_dir(&part)?;
+        let package = format!("{package}=={version}");
+        let download = cmd!(
+            sh,
+            "python3 -m pip download --quiet --no-deps --only-binary :all: --platform {platform} --dest {part} {package}"
+        );
+        download.run().with_context(|| format!("downloading {package} with pip; or set {variable} to its {wanted}"))?;
+        let wheel = sh.read_dir(&part)?.pop().context("pip downloaded nothing")?;
+        let found = hex(&Sha256::digest(sh.read_binary_file(&wheel)?));
+        if found != hash {
+            bail!("{} has hash {found}, but {hash} is pinned", wheel.display());
+        }
+        cmd!(sh, "python3 -m zipfile -e {wheel} {part}").run()?;
+        sh.remove_path(&wheel)?;
+        // A folder from before, without the file, is in the way.
+        sh.remove_path(&folder)?;
+        std::fs::rename(&part, &folder)?;
+        Ok(file)
     }
-    let (platform, hash) = WHEEL;
-    ensure!(
-        cfg!(target_os = "linux") && !hash.is_empty(),
-        "no wheel is pinned for this machine: set MHC_NVRTC to libnvrtc {VERSION}"
-    );
-    let folder = root.join("target").join(format!("nvrtc-{VERSION}"));
-    let library = folder.join("nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
-    if library.is_file() {
-        return Ok(library);
-    }
-    eprintln!("downloading {PACKAGE} {VERSION} (90 MB)");
-    let part = folder.with_extension("part");
-    sh.remove_path(&part)?;
-    sh.create_dir(&part)?;
-    let package = format!("{PACKAGE}=={VERSION}");
-    cmd!(
-        sh,
-        "python3 -m pip download --quiet --no-deps --only-binary :all: --platform {platform} --dest {part} {package}"
-    )
-    .run()
-    .with_context(|| format!("downloading {package} with pip; or set MHC_NVRTC to its libnvrtc.so.12"))?;
-    let wheel = sh.read_dir(&part)?.pop().context("pip downloaded nothing")?;
-    let found = hex(&Sha256::digest(sh.read_binary_file(&wheel)?));
-    if found != hash {
-        bail!("{} has hash {found}, but {hash} is pinned", wheel.display());
-    }
-    cmd!(sh, "python3 -m zipfile -e {wheel} {part}").run()?;
-    sh.remove_path(&wheel)?;
-    std::fs::rename(&part, &folder)?;
-    Ok(library)
 }
 
 /// Bytes as lower-case hexadecimal digits.

@@ -19,6 +19,9 @@ pub struct Image {
     pub dtype: &'static str,
     /// What it runs on, as the compiler names it: `sm_90`, `compute_80`, `gfx942`.
     pub target: &'static str,
+    /// Bytes in front of it in what the frame unpacks to: images for one family of architectures share a frame, and so what they have in
+    /// common.
+    pub offset: usize,
     /// Its size.
     pub bytes: usize,
     /// A Zstandard frame.
@@ -28,9 +31,12 @@ pub struct Image {
 impl Image {
     /// Its bytes. The error says what is wrong with the frame.
     pub fn unpack(&self) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::with_capacity(self.bytes + 1);
         let mut decoder = StreamingDecoder::new(self.data).map_err(|e| e.to_string())?;
-        decoder.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+        let mut skipped = vec![0; self.offset];
+        decoder.read_exact(&mut skipped).map_err(|e| format!("has no {} bytes before it: {e}", self.offset))?;
+        // What follows it in the frame is not unpacked. Assembly gets a zero at its end by the backend.
+        let mut bytes = Vec::with_capacity(self.bytes + 1);
+        decoder.take(self.bytes as u64).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
         if bytes.len() != self.bytes {
             return Err(format!("unpacks to {} bytes instead of {}", bytes.len(), self.bytes));
         }
@@ -92,8 +98,17 @@ mod tests {
 
     /// `image`, as a Zstandard frame with one block that is not compressed.
     const FRAME: &[u8] = b"\x28\xb5\x2f\xfd\x20\x05\x29\x00\x00image";
-    const WHOLE: Image = Image { source: "post", dtype: "f32", target: "sm_90", bytes: 5, data: FRAME };
+    const WHOLE: Image = Image { source: "post", dtype: "f32", target: "sm_90", offset: 0, bytes: 5, data: FRAME };
     const CUT: Image = Image { bytes: 6, ..WHOLE };
+
+    #[test]
+    fn a_frame_may_hold_several() {
+        let part = |offset, bytes| Image { offset, bytes, ..WHOLE }.unpack();
+        assert_eq!(part(0, 2), Ok(b"im".to_vec()));
+        assert_eq!(part(2, 3), Ok(b"age".to_vec()));
+        assert!(part(3, 3).unwrap_err().contains("unpacks to 2 bytes instead of 3"));
+        assert!(part(6, 1).unwrap_err().contains("has no 6 bytes before it"));
+    }
 
     fn compiled() -> Result<Found, String> {
         Ok(Found { name: "compiled".into(), target: "sm_90".into(), image: b"new".to_vec() })

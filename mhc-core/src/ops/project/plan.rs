@@ -40,33 +40,60 @@ struct MmaForward {
     columns: usize,
     /// Tokens of a block's tile.
     tokens: usize,
-    /// Bytes of phi that a block keeps, at most: what leaves room for as many warps as hide the memory's latency.
+    /// Threads of a block.
+    threads: u32,
+    /// Bytes of phi that a block keeps, at most: what leaves room for as many waves as hide the memory's latency.
     shared: usize,
+    /// Bytes of a number of phi, for bf16 streams and for the others: two bf16, two tf32 or one f32.
+    phi: [usize; 2],
+    /// Blocks that a multiprocessor has room for, each with its part of phi for as many tiles as there are.
+    resident: usize,
 }
 
-/// By the columns that they serve; the last takes more in groups.
-const MMA: [MmaForward; 3] = [
-    MmaForward { kernel: "project_fwd_mma_8", columns: 8, tokens: 128, shared: 64 << 10 },
-    MmaForward { kernel: "project_fwd_mma_24", columns: 24, tokens: 128, shared: 96 << 10 },
-    MmaForward { kernel: "project_fwd_mma_80", columns: 80, tokens: 64, shared: 80 << 10 },
-];
+/// On NVIDIA's tensor cores, by the columns that they serve; the last takes more in groups.
+const MMA: [MmaForward; 3] = {
+    let base = MmaForward { kernel: "", columns: 0, tokens: 128, threads: 128, shared: 0, phi: [4, 8], resident: 4 };
+    [
+        MmaForward { kernel: "project_fwd_mma_8", columns: 8, shared: 64 << 10, ..base },
+        MmaForward { kernel: "project_fwd_mma_24", columns: 24, shared: 96 << 10, ..base },
+        MmaForward { kernel: "project_fwd_mma_80", columns: 80, tokens: 64, shared: 80 << 10, ..base },
+    ]
+};
+
+/// On AMD's matrix units, in the same way. 64 KiB are all the shared memory of a compute unit of CDNA 3.
+const TILES: [MmaForward; 3] = {
+    let base =
+        MmaForward { kernel: "", columns: 0, tokens: 128, threads: 256, shared: 64 << 10, phi: [4, 4], resident: 1 };
+    [
+        MmaForward { kernel: "project_fwd_tiles_16", columns: 16, resident: 2, ..base },
+        MmaForward { kernel: "project_fwd_tiles_32", columns: 32, ..base },
+        MmaForward { kernel: "project_fwd_tiles_80", columns: 80, ..base },
+    ]
+};
 
 impl MmaForward {
-    /// Bytes of one number of phi: two bf16 or two tf32.
-    fn phi_bytes(act: DType) -> usize {
-        if act == DType::Bf16 { 4 } else { 8 }
+    /// The kernel that serves so many columns, of those that the device brings.
+    fn find(act: DType, caps: &GpuCaps, columns: usize) -> Option<(&'static Self, (&'static str, Entry))> {
+        [&MMA, &TILES].into_iter().find_map(|family| {
+            let tuned = family.iter().find(|m| columns <= m.columns).unwrap_or(&family[family.len() - 1]);
+            Some((tuned, caps.tuned(tuned.kernel, act, 0)?))
+        })
+    }
+
+    fn phi_bytes(&self, act: DType) -> usize {
+        self.phi[usize::from(act != DType::Bf16)]
     }
 
     /// Channels of a range of K: a power of two, so that it is made of whole units of 128.
     fn range(&self, act: DType) -> usize {
-        let most = self.shared / (self.columns * Self::phi_bytes(act));
+        let most = self.shared / (self.columns * self.phi_bytes(act));
         (1 << most.ilog2()).min(512)
     }
 
-    /// Blocks: four a multiprocessor, each with its part of phi for as many tiles as there are; groups of columns; ranges.
+    /// Blocks for tiles of tokens, groups of columns, and ranges.
     fn grid(&self, d: &Dims, caps: &GpuCaps, columns: usize, ranges: usize) -> [u32; 3] {
         let groups = columns.div_ceil(self.columns);
-        let resident = (4 * caps.units as usize).div_ceil(ranges * groups);
+        let resident = (self.resident * caps.units as usize).div_ceil(ranges * groups);
         let blocks = d.tokens.div_ceil(self.tokens).min(resident);
         [gpu::blocks(blocks), gpu::blocks(groups), gpu::blocks(ranges)]
     }
@@ -113,13 +140,12 @@ pub(in crate::ops) fn forward_launches(
     o: &Operands,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
-    let tuned = MMA.iter().find(|m| o.columns <= m.columns).unwrap_or(&MMA[MMA.len() - 1]);
     // A lane has 8 neighbours of a row, which must be of one stream.
     let whole = d.channels.is_multiple_of(8);
-    let tuned = caps.tuned(tuned.kernel, act, 0).filter(|_| whole).map(|found| (found, tuned));
+    let tuned = MmaForward::find(act, caps, o.columns).filter(|_| whole);
     // A range is of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
     let (steps, each) = match &tuned {
-        Some((_, mma)) => (d.row().div_ceil(DEPTH), mma.range(act) / DEPTH),
+        Some((mma, _)) => (d.row().div_ceil(DEPTH), mma.range(act) / DEPTH),
         None if o.columns > 128 => (d.streams * d.channels.div_ceil(DEPTH), 4 * RANGE / DEPTH),
         None => (d.streams * d.channels.div_ceil(DEPTH), RANGE / DEPTH),
     };
@@ -128,10 +154,10 @@ pub(in crate::ops) fn forward_launches(
     let squares = scratch.pointer(ranges * d.tokens);
     let args = Args::new(desc).at(&[o.x, o.phi, o.weight, parts, squares]).dims(d).u32(&[o.columns, each]).build();
     let products = match tuned {
-        Some(((source, entry), mma)) => {
-            let shared = (mma.range(act) * mma.columns * MmaForward::phi_bytes(act)) as u32;
+        Some((mma, (source, entry))) => {
+            let shared = (mma.range(act) * mma.columns * mma.phi_bytes(act)) as u32;
             let grid = mma.grid(d, caps, o.columns, ranges);
-            Launch { grid, shared, ..Launch::new(source, entry, 1, 128, args) }
+            Launch { grid, shared, ..Launch::new(source, entry, 1, mma.threads, args) }
         }
         None => {
             let blocks = gpu::blocks(d.tokens.div_ceil(TOKENS));
@@ -254,39 +280,61 @@ fn most_parts(phi: usize) -> usize {
 /// A tuned kernel that stands in for both `project_bwd_x` and `project_bwd_phi`: its source and entry, and how it is launched.
 struct MmaBackward {
     found: (&'static str, Entry),
-    /// Warps of a block: each has its own 32 channels or range of tokens.
-    warps: usize,
-    /// Bytes of shared memory of a warp.
+    /// Waves of a block: each has its own channels, of all streams or of one, and its own range of tokens.
+    waves: usize,
+    /// Threads of a block.
+    threads: u32,
+    /// Bytes of shared memory of a wave.
     bytes: usize,
+    /// Waves for a range of tokens.
+    groups: usize,
+    /// Waves that run at the same time on the largest device. A constant, as the order of sums over tokens follows from it.
+    resident: usize,
 }
 
 impl MmaBackward {
-    /// Channels of a warp, tokens that a range is a multiple of, and tokens that make a range worth its part of the sum.
-    const CHANNELS: usize = 32;
+    /// Tokens that a range is a multiple of, and tokens that make a range worth its part of the sum.
     const STEP: usize = 16;
     const LEAST: usize = 64;
 
-    /// Warps that run at the same time on the largest device: 8 on each of 132 multiprocessors. A constant, as the order of sums over
-    /// tokens follows from it.
-    const RESIDENT: usize = 1056;
-
     fn find(d: &Dims, act: DType, caps: &GpuCaps, o: &Operands, besides: &Besides) -> Option<Self> {
         let wide = besides.d_x.1 && act != DType::F32;
-        let kernel = if wide { "project_bwd_mma_f32" } else { "project_bwd_mma" };
-        let found = caps.tuned(kernel, act, d.streams).filter(|_| o.columns == d.mix() && d.tokens > 0)?;
-        // As the kernel lays it out: fragments of phi, x and d_x_next, d_li, p twice, coefficients.
-        let (n, columns, tokens) = (d.streams, o.columns.next_multiple_of(8), 32 / act.size());
-        let rows = tokens * Self::CHANNELS;
-        let bytes = 128 * n * columns + 2 * n * rows * act.size() + 4 * rows + 8 * tokens * columns + 112 * tokens;
-        let warps = (caps.shared_per_block as usize / bytes).min(4);
-        (warps > 0).then_some(Self { found, warps, bytes })
+        let [mma, tiles] = match wide {
+            true => ["project_bwd_mma_f32", "project_bwd_tiles_f32"],
+            false => ["project_bwd_mma", "project_bwd_tiles"],
+        };
+        if o.columns != d.mix() || d.tokens == 0 {
+            return None;
+        }
+        let tuned = |kernel| caps.tuned(kernel, act, d.streams);
+        tuned(mma)
+            .and_then(|found| Self::tensor_cores(d, act, caps, found))
+            .or_else(|| tuned(tiles).map(|f| Self::tiles(d, f)))
     }
 
-    /// Ranges of tokens, and tokens of a range: as many as keep all warps busy for a whole number of turns, nearly.
-    fn ranges(d: &Dims, phi: usize) -> (usize, usize) {
-        let groups = d.channels.div_ceil(Self::CHANNELS);
-        let whole = |turns: &usize| turns * Self::RESIDENT / groups;
-        let idle = |turns: &usize| (turns * Self::RESIDENT - whole(turns) * groups) * 16 / (turns * Self::RESIDENT);
+    /// NVIDIA's: 32 channels of all streams; 8 warps on each of 132 multiprocessors.
+    fn tensor_cores(d: &Dims, act: DType, caps: &GpuCaps, found: (&'static str, Entry)) -> Option<Self> {
+        const CHANNELS: usize = 32;
+        // As the kernel lays it out: fragments of phi, x and d_x_next, d_li, p twice, coefficients.
+        let (n, columns, tokens) = (d.streams, d.mix().next_multiple_of(8), 32 / act.size());
+        let rows = tokens * CHANNELS;
+        let bytes = 128 * n * columns + 2 * n * rows * act.size() + 4 * rows + 8 * tokens * columns + 112 * tokens;
+        let waves = (caps.shared_per_block as usize / bytes).min(4);
+        let (threads, groups) = (32 * waves as u32, d.channels.div_ceil(CHANNELS));
+        (waves > 0).then_some(Self { found, waves, threads, bytes, groups, resident: 1056 })
+    }
+
+    /// AMD's: 128 channels of one stream; 2 waves on each SIMD of 304 compute units.
+    fn tiles(d: &Dims, found: (&'static str, Entry)) -> Self {
+        const CHANNELS: usize = 128;
+        let groups = d.channels.div_ceil(CHANNELS) * d.streams;
+        Self { found, waves: 4, threads: 256, bytes: 0, groups, resident: 2432 }
+    }
+
+    /// Ranges of tokens, and tokens of a range: as many as keep all waves busy for a whole number of turns, nearly.
+    fn ranges(&self, d: &Dims, phi: usize) -> (usize, usize) {
+        let whole = |turns: &usize| turns * self.resident / self.groups;
+        let idle = |turns: &usize| (turns * self.resident - whole(turns) * self.groups) * 16 / (turns * self.resident);
         let turns = (1..=3).filter(|t| whole(t) > 0).min_by_key(idle);
         let ranges = turns.map_or(1, |t| whole(&t)).min(d.tokens.div_ceil(Self::LEAST)).min(most_parts(phi)).max(1);
         let range = d.tokens.div_ceil(ranges).next_multiple_of(Self::STEP);
@@ -304,14 +352,14 @@ impl MmaBackward {
         scratch: &mut Scratch,
     ) -> (Vec<Launch>, Ref, usize) {
         let phi = o.columns * d.row();
-        let (ranges, range) = Self::ranges(d, phi);
+        let (ranges, range) = self.ranges(d, phi);
         let parts = scratch.pointer(ranges * phi);
         let args = besides.args(Args::new(desc).at(&[o.x, o.phi, o.weight, p, shrink]), d, o.columns);
         let args = args.at(&[parts]).u32(&[ranges, range]).build();
-        let blocks = gpu::blocks((ranges * d.channels.div_ceil(Self::CHANNELS)).div_ceil(self.warps));
+        let blocks = gpu::blocks((ranges * self.groups).div_ceil(self.waves));
         let (source, entry) = self.found;
-        let launch = Launch::new(source, entry, blocks, 32 * self.warps as u32, args);
-        (vec![Launch { shared: (self.warps * self.bytes) as u32, ..launch }], parts, ranges)
+        let launch = Launch::new(source, entry, blocks, self.threads, args);
+        (vec![Launch { shared: (self.waves * self.bytes) as u32, ..launch }], parts, ranges)
     }
 }
 
