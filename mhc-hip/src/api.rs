@@ -197,6 +197,8 @@ impl Api {
                     core::mem::forget(library);
                     return api;
                 }
+                // That it is not there needs no words; why a file that is there does not open (a library that it needs) does.
+                Err(e) if path.is_file() => tried.push(format!("{} ({e})", path.display())),
                 Err(_) => tried.push(path.display().to_string()),
             }
         }
@@ -247,6 +249,16 @@ mod tests {
         let said = missing.to_string();
         assert!(said.contains("none of /nowhere/libamdhip64.so was found"), "{said}");
         assert!(said.contains("MHC_HIP_LIBRARY"), "{said}");
+    }
+
+    #[test]
+    fn a_file_that_does_not_open_says_why() {
+        let file = std::env::temp_dir().join(format!("mhc-hip-no-library-{}", std::process::id()));
+        std::fs::write(&file, "no library").unwrap();
+        let missing = Api::load(&Search { library: Some(file.clone()), ..Search::default() }).unwrap_err();
+        std::fs::remove_file(&file).unwrap();
+        let Missing::Library { tried, .. } = missing else { panic!("{missing}") };
+        assert!(tried[0].starts_with(&format!("{} (", file.display())), "{tried:?}");
     }
 
     /// The C library is a library without HIP's functions on every Linux.

@@ -4,6 +4,8 @@
 //! `context` (one device, bound to the calling thread for each call), `memory`, [`images`] (which kernel image a device is given),
 //! `driver` (what the shared [`GpuDevice`] asks of a driver).
 //!
+//! Where a kernel reads or writes memory that is none, AMD's runtime says so on stderr and ends the process; no error comes back from it.
+//!
 //! | variable | meaning |
 //! |---|---|
 //! | `MHC_HIP_LIBRARY` | the runtime's library, tried alone |

@@ -16,10 +16,11 @@ pub fn name() -> String {
     format!("{}, {threads} threads", model.unwrap_or(std::env::consts::ARCH))
 }
 
-/// The version of a device's driver: of the kernel's where it says so, else what the device's notes say of a driver.
+/// The version of a device's driver: of the kernel's where it says so, else what the device's notes say of a driver or a runtime.
 pub fn driver(device: &DeviceInfo) -> Option<String> {
     let version = fs::read_to_string("/proc/driver/nvidia/version").ok().filter(|_| device.id.backend == "cuda");
-    let noted = || device.notes.iter().find(|(name, _)| name.contains("driver")).map(|(n, v)| format!("{n} {v}"));
+    let names = |name: &str| name.contains("driver") || name.contains("runtime");
+    let noted = || device.notes.iter().find(|(name, _)| names(name)).map(|(n, v)| format!("{n} {v}"));
     version.as_deref().and_then(version_in).or_else(noted)
 }
 
