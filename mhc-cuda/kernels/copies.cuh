@@ -1,7 +1,7 @@
-// Copies from memory to shared memory that run by themselves (cp.async, compute capability 8.0 and above). Shared memory is named by
+// Copies from memory to shared memory that run by themselves (cp.async, compute capability 8.0 and above), and loads with a hint. Shared memory is named by
 // 32-bit addresses here, as the instructions want it.
 #pragma once
-#include "prelude.cuh"
+#include "vector.cuh"
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -22,3 +22,14 @@ DEVICE void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); 
 
 // Waits until this thread's copies are there, but for those of its last LEFT groups.
 template <u32 LEFT> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+
+// 16 bytes at a time into registers, and the 256 around them into the second cache: for rows of which the other lines are wanted next.
+template <class E, u32 V> DEVICE void load_lines(Packed<E, V>& to, const E* from) {
+    static_assert(Packed<E, V>::COUNT % 4 == 0, "whole instructions");
+#pragma unroll
+    for (u32 i = 0; i < Packed<E, V>::COUNT; i += 4) {
+        asm volatile("ld.global.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to.w[i]), "=r"(to.w[i + 1]), "=r"(to.w[i + 2]), "=r"(to.w[i + 3])
+                     : "l"(from + i * Packed<E, V>::PER));
+    }
+}
