@@ -14,28 +14,8 @@
 //           are added in f32, as tensor cores do not round to nearest. All orders fixed by T and C.
 #include "copies.cuh"
 #include "mma.cuh"
-#include "operand.cuh"
+#include "projection.cuh"
 #include "reduce.cuh"
-
-template <class E, class O> struct ProjectBwdMma {
-    Streams<const E> x;
-    Rows<const float> phi;
-    const float* weight;
-    const float* p;
-    const float* shrink;
-    Streams<O> d_x;
-    // Each of these may be absent.
-    Rows<const float> mixes;
-    Rows<const E> d_li;
-    Rows<const float> d_li_f32;
-    Streams<const E> d_x_next;
-    u64 tokens;
-    // from_to: 0 [to][from], 1 [from][to], 2: H_res is the identity.
-    alignas(8) u32 n, channels, columns, from_to;
-    // [ranges, P, K]
-    float* parts;
-    alignas(8) u32 ranges, range;
-};
 
 // Rows of 32 channels of element type T, of tokens behind each other, in shared memory: in units of 16 bytes, whose order within a row
 // keeps lanes (g, q) that read channels 4g of tokens q, and lanes that write whole rows, off each other's banks.
@@ -79,7 +59,7 @@ template <class E, class O, u32 N, u32 B> struct Warp {
     static const u32 S = L::S;
     // Whether TF32 holds every x.
     static constexpr bool EXACT = sizeof(E) == 2;
-    const ProjectBwdMma<E, O>& a;
+    const ProjectBoth<E, O>& a;
     char* shared;
     u32 address, lane, g, q, c0, end;
     // What this lane copies of the next tokens to fetch: of x and d_x_next a unit of token lane / ROW, of the rest of token g.
@@ -343,7 +323,7 @@ template <class E, class O, u32 N, u32 B> struct Warp {
     }
 };
 
-template <class E, class O, u32 N, u32 B> DEVICE void project_bwd_mma(const ProjectBwdMma<E, O>& a) {
+template <class E, class O, u32 N, u32 B> DEVICE void project_bwd_mma(const ProjectBoth<E, O>& a) {
     using L = Layout<E, N, B>;
     DYNAMIC_SHARED(char, shared);
     const u32 groups = (a.channels + L::CHANNELS - 1) / L::CHANNELS, index = block_x() * waves() + wave_index();
@@ -392,10 +372,10 @@ template <class E, class O, u32 N, u32 B> DEVICE void project_bwd_mma(const Proj
     warp.write(a.parts + (u64)range * a.columns * N * a.channels, sum);
 }
 
-template <class E> using ProjectBwdMmaSame = ProjectBwdMma<E, E>;
-template <class E> using ProjectBwdMmaWide = ProjectBwdMma<E, float>;
+template <class E> using ProjectBothSame = ProjectBoth<E, E>;
+template <class E> using ProjectBothWide = ProjectBoth<E, float>;
 
 #define MHC_KERNEL_project_bwd_mma(NAME, E, N) \
-    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectBwdMmaSame<E>, project_bwd_mma<E, E, N, (N * (N + 2) + 7) / 8>)
+    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectBothSame<E>, project_bwd_mma<E, E, N, (N * (N + 2) + 7) / 8>)
 #define MHC_KERNEL_project_bwd_mma_f32(NAME, E, N) \
-    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectBwdMmaWide<E>, project_bwd_mma<E, float, N, (N * (N + 2) + 7) / 8>)
+    MHC_ENTRY_RESIDENT(NAME, 128, 2, ProjectBothWide<E>, project_bwd_mma<E, float, N, (N * (N + 2) + 7) / 8>)

@@ -11,42 +11,12 @@
 // Tried     φ from global memory for each tile: bound by L2. Plain loads of x, 64 bytes of a row at a time for 16-bit streams: 97 µs
 //           where 256 bytes go to the second cache at once: 90 (n = 4, T = 4096, C = 4096); n = 8: 321 and 296; f32: 153 and 150.
 #include "copies.cuh"
-#include "operand.cuh"
 #include "mma.cuh"
+#include "projection.cuh"
 #include "vector.cuh"
-
-// The arguments of project_fwd; `steps` counts 32 channels.
-template <class E> struct ProjectFwd {
-    Streams<const E> x;
-    Rows<const float> phi;
-    const float* weight;
-    float* parts;
-    float* squares;
-    u64 tokens;
-    alignas(8) u32 n, channels, columns, steps;
-};
 
 // Channels of a step, of which a lane holds 8; steps of a unit.
 static const u32 STEP = 32, UNIT = 4, WARPS = 4;
-
-// Where the 8 neighbours of a lane lie: they never cross streams, as a row has a multiple of them.
-struct Cursor {
-    u64 offset;
-    u32 c;
-
-    DEVICE_MEMBER void set(u64 k, u32 channels, u64 stream) {
-        c = (u32)(k % channels);
-        offset = k / channels * stream + c;
-    }
-    DEVICE_MEMBER void next(u32 channels, u64 stream) {
-        c += STEP;
-        offset += STEP;
-        while (c >= channels) {
-            c -= channels;
-            offset += stream - channels;
-        }
-    }
-};
 
 // φ·w of channels [first, last) and columns [column0, column0 + 8·NT) into shared memory: [step][slab][tile of 8 columns][lane].
 template <class E, u32 NT> DEVICE void fill(const ProjectFwd<E>& a, u32 column0, u64 first, u64 last, Quad* shared) {
@@ -92,7 +62,7 @@ template <class E, u32 NT, u32 M, u32 AHEAD> DEVICE void project_fwd_mma(const P
         }
         float sum[M][NT][4] = {}, square[M][2] = {};
         Packed<E, 8> ring[AHEAD][M][2];
-        Cursor cursor;
+        Cursor<STEP> cursor;
         u64 k = first + q * 8;
         cursor.set(k < row ? k : 0, a.channels, a.x.stream);
         const auto fetch = [&](Packed<E, 8>(&to)[M][2]) {

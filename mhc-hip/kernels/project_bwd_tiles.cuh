@@ -12,28 +12,8 @@
 // Traffic   (2 + 1/n)·nC elements a token, nC more for d_x_next, which comes n times from cache; 4P·nC bytes of G a range.
 // Numerics  products and sums in f32, as the instruction has it; all orders fixed by T and C.
 #include "matrix.cuh"
-#include "operand.cuh"
+#include "projection.cuh"
 #include "reduce.cuh"
-
-template <class E, class O> struct ProjectBwdTiles {
-    Streams<const E> x;
-    Rows<const float> phi;
-    const float* weight;
-    const float* p;
-    const float* shrink;
-    Streams<O> d_x;
-    // Each of these may be absent.
-    Rows<const float> mixes;
-    Rows<const E> d_li;
-    Rows<const float> d_li_f32;
-    Streams<const E> d_x_next;
-    u64 tokens;
-    // from_to: 0 [to][from], 1 [from][to], 2: H_res is the identity.
-    alignas(8) u32 n, channels, columns, from_to;
-    // [ranges, P, K]
-    float* parts;
-    alignas(8) u32 ranges, range;
-};
 
 template <u32 N> struct Shape {
     // Columns, and instructions for all of them: 4 columns each as the inner sum, 16 each as rows.
@@ -42,7 +22,7 @@ template <u32 N> struct Shape {
 
 // A wave's part of φ·w: of tile m, column 4·k + lane / 16 of channel 8·(lane % 16) + m.
 template <class E, class O, u32 N>
-DEVICE void load_phi(const ProjectBwdTiles<E, O>& a, u32 i, u32 c, bool live, float (&phi)[Shape<N>::INNER][8]) {
+DEVICE void load_phi(const ProjectBoth<E, O>& a, u32 i, u32 c, bool live, float (&phi)[Shape<N>::INNER][8]) {
     const u64 at = (u64)i * a.channels + c;
     float w[8] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
     if (a.weight && live) load(a.weight + at, w);
@@ -58,7 +38,7 @@ DEVICE void load_phi(const ProjectBwdTiles<E, O>& a, u32 i, u32 c, bool live, fl
 
 // d_x of token t, of which `through` is p·φ and x the row.
 template <class E, class O, u32 N>
-DEVICE void write_d_x(const ProjectBwdTiles<E, O>& a, u64 t, u32 i, u32 c, bool live, float (&d)[8], const float (&x)[8]) {
+DEVICE void write_d_x(const ProjectBoth<E, O>& a, u64 t, u32 i, u32 c, bool live, float (&d)[8], const float (&x)[8]) {
     const float shrink = a.shrink[t];
 #pragma unroll
     for (u32 m = 0; m < 8; ++m) d[m] = fused(-shrink, x[m], d[m]);
@@ -86,7 +66,7 @@ DEVICE void write_d_x(const ProjectBwdTiles<E, O>& a, u64 t, u32 i, u32 c, bool 
     if (live) store(a.d_x.at(t).at(i) + c, d);
 }
 
-template <class E, class O, u32 N> DEVICE void project_bwd_tiles(const ProjectBwdTiles<E, O>& a) {
+template <class E, class O, u32 N> DEVICE void project_bwd_tiles(const ProjectBoth<E, O>& a) {
     using S = Shape<N>;
     const u32 groups = (a.channels + 127) / 128, index = block_x() * waves() + wave_index();
     const u32 i = index % N, range = index / N / groups, lane = lane_index(), group = lane / 16;
@@ -154,11 +134,11 @@ template <class E, class O, u32 N> DEVICE void project_bwd_tiles(const ProjectBw
     }
 }
 
-template <class E> using ProjectBwdTilesSame = ProjectBwdTiles<E, E>;
-template <class E> using ProjectBwdTilesWide = ProjectBwdTiles<E, float>;
+template <class E> using ProjectBothSame = ProjectBoth<E, E>;
+template <class E> using ProjectBothWide = ProjectBoth<E, float>;
 
 // φ and G are about half of a lane's 256 registers.
 #define MHC_KERNEL_project_bwd_tiles(NAME, E, N) \
-    MHC_ENTRY_RESIDENT(NAME, 256, 2, ProjectBwdTilesSame<E>, project_bwd_tiles<E, E, N>)
+    MHC_ENTRY_RESIDENT(NAME, 256, 2, ProjectBothSame<E>, project_bwd_tiles<E, E, N>)
 #define MHC_KERNEL_project_bwd_tiles_f32(NAME, E, N) \
-    MHC_ENTRY_RESIDENT(NAME, 256, 2, ProjectBwdTilesWide<E>, project_bwd_tiles<E, float, N>)
+    MHC_ENTRY_RESIDENT(NAME, 256, 2, ProjectBothWide<E>, project_bwd_tiles<E, float, N>)

@@ -8,42 +8,12 @@
 // Numerics  φ·w as the sum of two bf16 for bf16 streams (16 bits and more), as f32 for the others. Sums in f32, in an order fixed by K and
 //           the range alone.
 #include "matrix.cuh"
-#include "operand.cuh"
+#include "projection.cuh"
 #include "reduce.cuh"
-
-// The arguments of project_fwd; `steps` counts 32 channels.
-template <class E> struct ProjectFwd {
-    Streams<const E> x;
-    Rows<const float> phi;
-    const float* weight;
-    float* parts;
-    float* squares;
-    u64 tokens;
-    alignas(8) u32 n, channels, columns, steps;
-};
 
 // Channels of a step; packs of 8 of them in a lane; lanes that hold different ones; threads; tokens of a block, of a wave in tiles of 16.
 static const u32 STEP = GROUPS * NEAR, PACKS = NEAR / 8, HOLD = GROUPS * 16, THREADS = 256, TOKENS = 128;
 static const u32 MINE = TOKENS / 16 / (THREADS / MHC_WAVE);
-
-// Where 8 neighbours of a row lie, which never cross streams, as a row of a stream has a multiple of them.
-struct Cursor {
-    u64 offset;
-    u32 c;
-
-    DEVICE_MEMBER void set(u64 k, u32 channels, u64 stream) {
-        c = (u32)(k % channels);
-        offset = k / channels * stream + c;
-    }
-    DEVICE_MEMBER void next(u32 channels, u64 stream) {
-        c += STEP;
-        offset += STEP;
-        while (c >= channels) {
-            c -= channels;
-            offset += stream - channels;
-        }
-    }
-};
 
 // φ·w of channels [first, last) and columns [column0, column0 + 16·NT) into shared memory: [step][tile of columns][quad][lane].
 template <class E, u32 NT> DEVICE void fill(const ProjectFwd<E>& a, u32 column0, u64 first, u64 last, Quad* shared) {
@@ -87,7 +57,7 @@ template <class E, u32 NT, u32 AHEAD> DEVICE void project_fwd_tiles(const Projec
         Sums sum[MINE][NT] = {};
         float square[MINE] = {};
         Packed<E, 8> ring[AHEAD][MINE][PACKS];
-        Cursor cursor[PACKS];
+        Cursor<STEP> cursor[PACKS];
         u64 k = first + lane % HOLD / 16 * NEAR;
 #pragma unroll
         for (u32 pack = 0; pack < PACKS; ++pack) cursor[pack].set(k + pack * 8 < row ? k + pack * 8 : 0, a.channels, a.x.stream);

@@ -19,6 +19,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("reduce.cuh", include_str!("../../device/reduce.cuh")),
     ("operand.cuh", include_str!("../../device/operand.cuh")),
     ("mix.cuh", include_str!("../../device/mix.cuh")),
+    ("projection.cuh", include_str!("../../device/projection.cuh")),
     ("sinkhorn.cuh", include_str!("../../device/sinkhorn.cuh")),
 ];
 

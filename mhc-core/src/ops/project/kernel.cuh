@@ -11,7 +11,7 @@
 //           columns. G: 32 columns × 64 channels, over one of a fixed number of ranges of tokens.
 // Traffic   forward x and φ once, and 8·ranges·(P + 1) bytes a token; d_x 2K elements a token; G 1K a token.
 // Numerics  f32 throughout, φ too.
-#include "operand.cuh"
+#include "projection.cuh"
 #include "reduce.cuh"
 #include "vector.cuh"
 
@@ -29,16 +29,6 @@ template <u32 COUNT, class E> DEVICE void fetch(const E* p, u32 left, bool wide,
 }
 
 DEVICE u32 remaining(u64 all, u64 from) { return from < all ? (u32)(all - from < 1u << 30 ? all - from : 1u << 30) : 0; }
-
-template <class E> struct ProjectFwd {
-    Streams<const E> x;
-    Rows<const float> phi;
-    const float* weight;
-    float* parts;
-    float* squares;
-    u64 tokens;
-    alignas(8) u32 n, channels, columns, steps;
-};
 
 // parts [ranges, T, P], squares [ranges, T]. A range is `steps` steps of DEPTH channels; no step crosses streams.
 template <class E> DEVICE void project_fwd(const ProjectFwd<E>& a) {
@@ -162,25 +152,6 @@ DEVICE void project_bwd_tokens(const ProjectTokens& a) {
         if (lane_index() == 0) a.shrink[t] = dot * rho * rho / a.row;
     }
 }
-
-// d_x is of type O: E, or f32 where another gradient goes on from it (post_pre_bwd).
-template <class E, class O> struct ProjectDx {
-    Streams<const E> x;
-    Rows<const float> phi;
-    const float* weight;
-    const float* p;
-    const float* shrink;
-    Streams<O> d_x;
-    // Absent in `project` itself. The gradient of the sub-layer's input is of type E, or f32 where it was computed on the way.
-    Rows<const float> mixes;
-    Rows<const E> d_li;
-    Rows<const float> d_li_f32;
-    Streams<const E> d_x_next;
-    u64 tokens;
-    alignas(8) u32 n, channels, columns;
-    // Of the n·n block: 0 [to][from], 1 [from][to], 2: H_res is the identity.
-    alignas(8) u32 from_to;
-};
 
 template <class E, class O> DEVICE void project_bwd_x(const ProjectDx<E, O>& a) {
     alignas(16) SHARED float tokens[COLUMNS][TOKENS + 4];
