@@ -3,8 +3,9 @@
 // Math      parts[r, t, j] = Σ_k φ[j,k]·w[k]·x[t,k], squares[r, t] = Σ_k x[t,k]²: k in range r of K.
 // Operands  x [T, n, C] of type E, rows at multiples of 16 bytes; φ [P, K], w [K], parts, squares f32.
 // Mapping   A block keeps its range of φ in shared memory, in the order in which lanes want it, and goes over tiles of 128 tokens; a wave
-//           takes 16 tokens at a time of its share of a tile, and loads them straight from memory into fragments, 16 bytes a lane.
-// Traffic   x once for every 16·NT columns, φ once a block, 4·ranges·(P + 1) bytes a token.
+//           takes 16 tokens at a time of its share of a tile, and loads them straight from memory into fragments, 16 bytes a lane. Of
+//           many columns a CHUNK of the range after the other is kept, for one tile of tokens.
+// Traffic   x once for every 16·NT columns, φ once a block, or once a tile from cache; 4·ranges·(P + 1) bytes a token.
 // Numerics  φ·w as the sum of two bf16 for bf16 streams (16 bits and more), as f32 for the others. Sums in f32, in an order fixed by K and
 //           the range alone.
 #include "matrix.cuh"
@@ -39,14 +40,14 @@ template <class E, u32 NT> DEVICE void fill(const ProjectFwd<E>& a, u32 column0,
     }
 }
 
-template <class E, u32 NT, u32 AHEAD> DEVICE void project_fwd_tiles(const ProjectFwd<E>& a) {
+template <class E, u32 NT, u32 AHEAD, u32 CHUNK> DEVICE void project_fwd_tiles(const ProjectFwd<E>& a) {
     DYNAMIC_SHARED(Quad, shared);
     const u32 lane = lane_index(), column0 = block_y() * 16 * NT;
     const u64 row = (u64)a.n * a.channels, first = (u64)block_z() * a.steps * 32;
     const u64 last = first + a.steps * 32 < row ? first + a.steps * 32 : row;
-    fill<E, NT>(a, column0, first, last, shared);
-    barrier();
-    for (u64 t0 = (u64)block_x() * TOKENS + wave_index() * 16 * MINE; t0 < a.tokens; t0 += (u64)blocks_x() * TOKENS) {
+    u64 filled = last;
+    for (u64 tile0 = (u64)block_x() * TOKENS; tile0 < a.tokens; tile0 += (u64)blocks_x() * TOKENS) {
+        const u64 t0 = tile0 + wave_index() * 16 * MINE;
         // Rows past the last token are read as the last one and not written.
         const E* rows[MINE];
 #pragma unroll
@@ -75,8 +76,18 @@ template <class E, u32 NT, u32 AHEAD> DEVICE void project_fwd_tiles(const Projec
         };
 #pragma unroll
         for (u32 s = 0; s < AHEAD; ++s) fetch(ring[s]);
-        const Quad* b = shared + lane % HOLD;
+        const Quad* b = shared;
         for (u64 some = first; some < last; some += AHEAD * STEP) {
+            // Where a chunk begins; the only one of a range stays for all tiles.
+            if ((some - first) % CHUNK == 0) {
+                if (some != filled) {
+                    barrier();
+                    fill<E, NT>(a, column0, some, some + CHUNK < last ? some + CHUNK : last, shared);
+                    barrier();
+                    filled = some;
+                }
+                b = shared + lane % HOLD;
+            }
 #pragma unroll
             for (u32 s = 0; s < AHEAD; ++s) {
                 Packed<E, 8> x[MINE][PACKS];
@@ -130,7 +141,7 @@ template <class E, u32 NT, u32 AHEAD> DEVICE void project_fwd_tiles(const Projec
     }
 }
 
-// φ takes the shared memory of a compute unit, so that a SIMD has one wave or two, with registers for many loads on the way.
-#define MHC_KERNEL_project_fwd_tiles_16(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, ProjectFwd<E>, project_fwd_tiles<E, 1, 4>)
-#define MHC_KERNEL_project_fwd_tiles_32(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 1, ProjectFwd<E>, project_fwd_tiles<E, 2, 4>)
-#define MHC_KERNEL_project_fwd_tiles_80(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 1, ProjectFwd<E>, project_fwd_tiles<E, 5, 4>)
+// A chunk of φ takes the shared memory of a compute unit, so that a SIMD has one wave or two, with registers for many loads on the way.
+#define MHC_KERNEL_project_fwd_tiles_16(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 2, ProjectFwd<E>, project_fwd_tiles<E, 1, 4, 512>)
+#define MHC_KERNEL_project_fwd_tiles_32(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 1, ProjectFwd<E>, project_fwd_tiles<E, 2, 4, 512>)
+#define MHC_KERNEL_project_fwd_tiles_80(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 1, ProjectFwd<E>, project_fwd_tiles<E, 5, 4, 128>)

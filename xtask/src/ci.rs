@@ -116,7 +116,7 @@ fn tidy(shell: &Shell) -> Result<Skipped> {
 }
 
 fn kernels(shell: &Shell) -> Result<Skipped> {
-    cmd!(shell, "cargo xtask kernels --check").run()?;
+    cmd!(shell, "cargo xtask kernels --backend all --check").run()?;
     Ok(None)
 }
 

@@ -123,7 +123,7 @@ const PUBLISHED: [(usize, usize, f64); 6] = [
 ];
 
 fn problems() -> Vec<(Problem, Option<f64>)> {
-    let (numerics, norm_eps) = (Numerics::default(), 1e-6);
+    let (numerics, norm_eps) = (Numerics::mhc_cu(), 1e-5);
     let layer = StaticLayer { numerics, norm_eps };
     let published = PUBLISHED.iter().flat_map(|&(t, c, ms)| {
         [DType::F32, DType::Bf16].map(|act| (Problem::new(layer.clone(), Dims::new(t, 4, c), act), Some(ms)))

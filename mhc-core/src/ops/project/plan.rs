@@ -44,6 +44,9 @@ struct MmaForward {
     threads: u32,
     /// Bytes of phi that a block keeps, at most: what leaves room for as many waves as hide the memory's latency.
     shared: usize,
+    /// How often a block fills it for a range of K: more than once only where many columns would make ranges so short that the parts weigh
+    /// more than x.
+    fills: usize,
     /// Bytes of a number of phi, for bf16 streams and for the others: two bf16, two tf32 or one f32.
     phi: [usize; 2],
     /// Blocks that a multiprocessor has room for, each with its part of phi for as many tiles as there are.
@@ -52,7 +55,8 @@ struct MmaForward {
 
 /// On NVIDIA's tensor cores, by the columns that they serve; the last takes more in groups.
 const MMA: [MmaForward; 3] = {
-    let base = MmaForward { kernel: "", columns: 0, tokens: 128, threads: 128, shared: 0, phi: [4, 8], resident: 4 };
+    let base =
+        MmaForward { kernel: "", columns: 0, tokens: 128, threads: 128, shared: 0, fills: 1, phi: [4, 8], resident: 4 };
     [
         MmaForward { kernel: "project_fwd_mma_8", columns: 8, shared: 64 << 10, ..base },
         MmaForward { kernel: "project_fwd_mma_24", columns: 24, shared: 96 << 10, ..base },
@@ -62,12 +66,20 @@ const MMA: [MmaForward; 3] = {
 
 /// On AMD's matrix units, in the same way. 64 KiB are all the shared memory of a compute unit of CDNA 3.
 const TILES: [MmaForward; 3] = {
-    let base =
-        MmaForward { kernel: "", columns: 0, tokens: 128, threads: 256, shared: 64 << 10, phi: [4, 4], resident: 1 };
+    let base = MmaForward {
+        kernel: "",
+        columns: 0,
+        tokens: 128,
+        threads: 256,
+        shared: 64 << 10,
+        fills: 1,
+        phi: [4, 4],
+        resident: 1,
+    };
     [
         MmaForward { kernel: "project_fwd_tiles_16", columns: 16, resident: 2, ..base },
         MmaForward { kernel: "project_fwd_tiles_32", columns: 32, ..base },
-        MmaForward { kernel: "project_fwd_tiles_80", columns: 80, ..base },
+        MmaForward { kernel: "project_fwd_tiles_80", columns: 80, fills: 4, ..base },
     ]
 };
 
@@ -84,10 +96,15 @@ impl MmaForward {
         self.phi[usize::from(act != DType::Bf16)]
     }
 
-    /// Channels of a range of K: a power of two, so that it is made of whole units of 128.
-    fn range(&self, act: DType) -> usize {
+    /// Channels whose phi is kept at a time: a power of two, so that they are made of whole units of 128.
+    fn kept(&self, act: DType) -> usize {
         let most = self.shared / (self.columns * self.phi_bytes(act));
         (1 << most.ilog2()).min(512)
+    }
+
+    /// Channels of a range of K.
+    fn range(&self, act: DType) -> usize {
+        self.fills * self.kept(act)
     }
 
     /// Blocks for tiles of tokens, groups of columns, and ranges.
@@ -155,7 +172,7 @@ pub(in crate::ops) fn forward_launches(
     let args = Args::new(desc).at(&[o.x, o.phi, o.weight, parts, squares]).dims(d).u32(&[o.columns, each]).build();
     let products = match tuned {
         Some((mma, (source, entry))) => {
-            let shared = (mma.range(act) * mma.columns * mma.phi_bytes(act)) as u32;
+            let shared = (mma.kept(act) * mma.columns * mma.phi_bytes(act)) as u32;
             let grid = mma.grid(d, caps, o.columns, ranges);
             Launch { grid, shared, ..Launch::new(source, entry, 1, mma.threads, args) }
         }
