@@ -55,7 +55,8 @@ pub(crate) fn describe(hip: &Api, ordinal: c_int) -> Result<DeviceInfo> {
     let version = version(hip)?;
     Ok(DeviceInfo {
         id: DeviceId { backend: "hip", ordinal: ordinal as u32 },
-        name: name(hip, ordinal)?,
+        // Boards that nobody has named yet are called by what they are.
+        name: Some(name(hip, ordinal)?).filter(|n| !n.is_empty()).unwrap_or_else(|| format!("AMD {arch}")),
         arch: arch.into(),
         memory: Some(memory as u64),
         caps: Some(caps),
