@@ -39,7 +39,7 @@ fn frame(bytes: &[u8]) -> &'static [u8] {
 /// The image of `post`, which is all that these tests load.
 fn images(object: &[u8]) -> &'static [Image] {
     let (bytes, data) = (object.len(), frame(object));
-    Vec::leak(vec![Image { source: "post", dtype: "bf16", target: "gfx942", bytes, data }])
+    Vec::leak(vec![Image { source: "post", dtype: "bf16", target: "gfx942", offset: 0, bytes, data }])
 }
 
 fn device() -> Result<Arc<GpuDevice<HipDriver>>> {
