@@ -234,6 +234,97 @@ template <u32 N, class I, class O> DEVICE void project_matrix(const Form& f, u32
     }
 }
 
+// One matrix of up to 4 streams for a whole wave, an element a lane, and copies of all in the lanes past them: little code and few
+// registers, for kernels that want one matrix before they can begin.
+template <u32 N> struct LaneMatrix {
+    static const u32 COUNT = N * N;
+    DEVICE_MEMBER static u32 element() { return lane_index() % COUNT; }
+    template <bool FIRST> DEVICE_MEMBER static float sum(float v) {
+#pragma unroll
+        for (u32 m = FIRST ? 1 : N; m < (FIRST ? N : COUNT); m *= 2) v += shuffle_xor(v, m);
+        return v;
+    }
+    template <bool FIRST> DEVICE_MEMBER static u32 line() { return FIRST ? element() / N : element() % N; }
+};
+
+// The denominator of a line for its sum; negative where it did not depend on the line.
+struct Denominator {
+    float add, least, other;
+    DEVICE_MEMBER Denominator(const Form& f, float eps, float one) {
+        add = f.mode == ADDED ? eps : 0.0f;
+        least = f.mode < THRESHOLD ? -1.0f : eps;
+        other = f.mode == CLAMP ? eps : one;
+    }
+    DEVICE_MEMBER float of(float sum) const { return sum > least ? sum + add : -other; }
+};
+
+template <u32 N> DEVICE float lanes_start(const Form& f, float logit, float& d) {
+    using M = LaneMatrix<N>;
+    float max = logit;
+#pragma unroll
+    for (u32 m = 1; m < N; m *= 2) max = larger(max, shuffle_xor(max, m));
+    const float v = exponential(logit - max), sum = M::template sum<true>(v), scale = f.start == EXP ? exponential(-max) : 1.0f;
+    // exp takes the maximum out of the line, and so out of ε, which is not part of a softmax.
+    d = f.start == SOFTMAX ? sum : Denominator(f, f.eps * scale, scale).of(sum);
+    return v * reciprocal(d < 0.0f ? -d : d);
+}
+
+// The projection of this lane's logit; `record(step, line, d)` gets the denominators.
+template <u32 N, class F> DEVICE float lanes_forward(const Form& f, float logit, F record) {
+    using M = LaneMatrix<N>;
+    const Denominator denominator(f, f.eps, 1.0f);
+    float d, v = lanes_start<N>(f, logit, d);
+    record(0, M::template line<true>(), d);
+    if (f.start == SOFTMAX && f.mode == ADDED) v += f.eps;
+    const auto half = [&](u32 k, u32 line, float sum) {
+        const float d = denominator.of(sum);
+        v *= reciprocal(d < 0.0f ? -d : d);
+        record(k, line, d);
+    };
+#pragma unroll 1
+    for (u32 k = 1; k < 2 * f.iters; k += 2) {
+        half(k, M::template line<false>(), M::template sum<false>(v));
+        if (k + 1 < 2 * f.iters) half(k + 1, M::template line<true>(), M::template sum<true>(v));
+    }
+    return v;
+}
+
+// The gradient of this lane's logit, for its projection v and the gradient by that.
+template <u32 N, class D> DEVICE float lanes_back(const Form& f, float logit, float v, float up, D denominator) {
+    using M = LaneMatrix<N>;
+    float g = up * v;
+    const auto back = [&](float d, float sum) {
+        g = fused(-v, d > 0.0f ? sum : 0.0f, g);
+        v *= d > 0.0f ? d : -d;
+    };
+#pragma unroll 1
+    for (u32 k = 2 * f.iters - 1; k > 0; k -= 2) {
+        back(denominator(k, M::template line<false>()), M::template sum<false>(g));
+        if (k > 1) back(denominator(k - 1, M::template line<true>()), M::template sum<true>(g));
+        else break;
+    }
+    // The first half-step again, for elements that ε has swamped.
+    float d;
+    v = lanes_start<N>(f, logit, d);
+    if (f.start == SOFTMAX && f.mode == ADDED) g *= v / (v + f.eps);
+    back(d, M::template sum<true>(g));
+    return g;
+}
+
+// As project_matrix, for a whole wave whose lanes all want the one matrix; `shared` has n rows of 33 doubles, for logits far apart.
+template <u32 N, class I, class O> DEVICE void project_one(const Form& f, double* shared, I memory_in, O memory_out) {
+    const auto in = led(f, memory_in);
+    const auto out = led(f, memory_out);
+    if (far_apart<true>(N, in)) {
+        WaveMatrix<double> m = {shared, N};
+        run_forward(m, f, 0.0, in, out);
+        return;
+    }
+    const u32 e = LaneMatrix<N>::element();
+    const float v = lanes_forward<N>(f, in(e / N, e % N), [](u32, u32, float) {});
+    if (lane_index() < N * N) out(e / N, e % N, v);
+}
+
 template <class R, class M, class In, class Up, class Out>
 DEVICE void run_backward(M& y, M& g, const Form& f, R r, R* sums, u64 step, In in, Up up, Out out) {
     const u32 n = y.n;

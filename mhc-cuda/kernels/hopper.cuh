@@ -83,11 +83,6 @@ DEVICE void shared_store(u32 address, float v, float w) {
     asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(v), "f"(w) : "memory");
 }
 
-// 16 bytes that nobody here reads again. The compiler would take four instructions.
-DEVICE void global_store(void* p, const u32 (&v)[4]) {
-    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
-}
-
 // Moves registers between warpgroups; every warp of a group of four must call it with the same number.
 template <u32 REGISTERS> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 template <u32 REGISTERS> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }

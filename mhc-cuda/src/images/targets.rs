@@ -27,6 +27,15 @@ const TUNED: &[Source] = &[
         },
     },
     Source {
+        name: "layer_ahead",
+        text: include_str!("../../kernels/layer_ahead.cuh"),
+        entries: || {
+            let kernels = Entry::all(&["static_fwd_ahead", "static_bwd_ahead", "dynamic_bwd_ahead"], &[2, 4]);
+            let finish = Entry::all_f32(&["static_bwd_finish"], &[2, 4]);
+            kernels.into_iter().chain(finish).map(|e| Entry { arch: "sm80", ..e }).collect()
+        },
+    },
+    Source {
         name: "pre_cluster",
         text: include_str!("../../kernels/pre_cluster.cuh"),
         entries: || {

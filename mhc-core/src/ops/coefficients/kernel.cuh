@@ -3,8 +3,9 @@
 // Math      t = alpha·z + bias;  H_pre = σ(t) + pre_eps;  H_post = post_mult·σ(t);  H_res = Sinkhorn(t)
 //           d_bias = Σ_t d_t;  d_alpha_g = Σ_t Σ_{e in g} d_t·z;  d_z = alpha·d_t
 // Operands  z, mixes and their gradients [T, n(n+2)], alpha [3], bias [n(n+2)], all f32.
-// Mapping   up to 4 streams a thread, else a wave takes a token. backward: d_t goes to scratch; a second kernel adds columns over a
-//           fixed number of ranges of tokens, a third adds the ranges in order.
+// Mapping   up to 4 streams a thread, else a wave takes a token. backward: up to 4 streams a block adds what its tokens give to the
+//           gradients of bias and alpha, else d_t goes to scratch and a second kernel adds columns over a fixed number of ranges of
+//           tokens; a last one adds the blocks or ranges in order.
 // Traffic   forward 8n(n+2) bytes a token; backward 12n(n+2), and 12n(n+2) within the cache.
 // Numerics  f32 (see sinkhorn.cuh).
 #include "sinkhorn.cuh"
@@ -45,9 +46,15 @@ struct CoefficientsBwd {
     const float* alpha;
     const float* bias;
     Rows<const float> d_mixes;
+    // What is wanted of these: the gradient of z; that of t; the coefficients again.
     Rows<float> d_z, d_t;
-    // The coefficients again, if they are wanted.
     Rows<float> mixes;
+    // What the gradient of the projection takes, if it comes next: p = ρ·d_z [T, n(n+2)] and s = ρ²/K·⟨d_z, z⟩ [T].
+    const float* inv_rms;
+    float* p;
+    float* shrink;
+    // Up to 4 streams: [blocks, 2, n(n+2)], sums of d_t and of d_t·z over a block's tokens.
+    float* parts;
     u64 tokens;
     alignas(8) u32 n, channels;
     Form form;
@@ -57,36 +64,96 @@ struct CoefficientsBwd {
     alignas(8) u32 near;
 };
 
+DEVICE float of_group(const float (&alpha)[3], u32 n, u32 e) { return e < n ? alpha[0] : e < 2 * n ? alpha[1] : alpha[2]; }
+
+// The gradient of t of one token, `put(e, v)`; by a thread or by a wave.
+template <u32 N, class F>
+DEVICE void token_bwd(const CoefficientsBwd& a, u32 n, u64 t, const float (&alpha)[3], double* mine, const Sums& sums, F put) {
+    const u32 one = Owner<N>::THREAD ? 1 : MHC_WAVE;
+    const float *z = a.z.at(t), *up = a.d_mixes.at(t);
+    float* mixes = a.mixes.p ? a.mixes.at(t) : (float*)0;
+    for (u32 e = Owner<N>::THREAD ? 0 : lane_index(); e < 2 * n; e += one) {
+        const float v = fused(e < n ? alpha[0] : alpha[1], z[e], a.bias[e]);
+        // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
+        const float s = sigmoid(v);
+        if (mixes) mixes[e] = e < n ? s + a.pre_eps : a.post_mult * s;
+        put(e, up[e] * (e < n ? 1.0f : a.post_mult) * s * sigmoid(-v));
+    }
+    project_matrix_back<N>(
+        a.form, n, mine, sums,
+        [&](u32 i, u32 j) { return fused(alpha[2], z[2 * n + i * n + j], a.bias[2 * n + i * n + j]); },
+        [&](u32 i, u32 j, float v) {
+            if (mixes) mixes[2 * n + i * n + j] = v;
+            return up[2 * n + i * n + j];
+        },
+        [&](u32 i, u32 j, float v) { put(2 * n + i * n + j, v); });
+}
+
+// A token a thread, whose sums over the block go on from shared memory.
+template <u32 N> DEVICE void coefficients_bwd_few(const CoefficientsBwd& a, const float (&alpha)[3], const Sums& sums) {
+    const u32 MIX = N * (N + 2), MOST = 64;
+    SHARED float column[2 * MIX][MOST + 1];
+    float total[2 * MIX / MHC_WAVE + 1] = {};
+    for (u64 t0 = (u64)block_x() * threads(); t0 < a.tokens; t0 += (u64)blocks_x() * threads()) {
+        const u64 t = t0 + thread_index();
+        if (t < a.tokens) {
+            token_bwd<N>(a, N, t, alpha, (double*)0, sums, [&](u32 e, float v) { column[e][thread_index()] = v; });
+            const float* z = a.z.at(t);
+            const float rho = a.p ? a.inv_rms[t] : 0.0f;
+            float dot = 0.0f;
+#pragma unroll
+            for (u32 e = 0; e < MIX; ++e) {
+                const float d_t = column[e][thread_index()], d_z = of_group(alpha, N, e) * d_t, v = z[e];
+                column[MIX + e][thread_index()] = d_t * v;
+                dot = fused(d_z, v, dot);
+                if (a.d_z.p) a.d_z.at(t)[e] = d_z;
+                if (a.p) a.p[t * MIX + e] = rho * d_z;
+            }
+            if (a.p) a.shrink[t] = dot * rho * rho / (float)(N * a.channels);
+        } else {
+            for (u32 e = 0; e < 2 * MIX; ++e) column[e][thread_index()] = 0.0f;
+        }
+        barrier();
+#pragma unroll
+        for (u32 k = 0; k < 2 * MIX / MHC_WAVE + 1; ++k) {
+            const u32 e = thread_index() + k * threads();
+            if (e >= 2 * MIX) continue;
+#pragma unroll 8
+            for (u32 i = 0; i < threads(); ++i) total[k] += column[e][i];
+        }
+        barrier();
+    }
+#pragma unroll
+    for (u32 k = 0; k < 2 * MIX / MHC_WAVE + 1; ++k) {
+        const u32 e = thread_index() + k * threads();
+        if (e < 2 * MIX) a.parts[(u64)block_x() * 2 * MIX + e] = total[k];
+    }
+}
+
 template <u32 N> DEVICE void coefficients_bwd(const CoefficientsBwd& a) {
-    SHARED double shared[Owner<N>::THREAD ? 1 : 4 * MATRIX];
-    const u32 n = streams<N>(a.n), one = Owner<N>::THREAD ? 1 : MHC_WAVE;
-    double* mine = Owner<N>::THREAD ? shared : shared + wave_index() * 2 * MATRIX;
-    const u64 first = ((u64)block_x() * threads() + thread_index()) / one, step = (u64)blocks_x() * threads() / one;
     const float alpha[3] = {a.alpha[0], a.alpha[1], a.alpha[2]};
+    const u32 one = Owner<N>::THREAD ? 1 : MHC_WAVE;
+    const u64 first = ((u64)block_x() * threads() + thread_index()) / one, step = (u64)blocks_x() * threads() / one;
     DYNAMIC_SHARED(float, near);
     const Sums sums = {a.sums + first, step, a.near ? near + thread_index() : (float*)0};
-    for (u64 t = first; t < a.tokens; t += step) {
-        const float *z = a.z.at(t), *up = a.d_mixes.at(t);
-        float *d_z = a.d_z.at(t), *d_t = a.d_t.at(t), *mixes = a.mixes.p ? a.mixes.at(t) : (float*)0;
-        for (u32 e = Owner<N>::THREAD ? 0 : lane_index(); e < 2 * n; e += one) {
-            const float scale = e < n ? alpha[0] : alpha[1], v = fused(scale, z[e], a.bias[e]);
-            // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
-            const float s = sigmoid(v), d = up[e] * (e < n ? 1.0f : a.post_mult) * s * sigmoid(-v);
-            if (mixes) mixes[e] = e < n ? s + a.pre_eps : a.post_mult * s;
-            d_t[e] = d;
-            d_z[e] = scale * d;
-        }
-        project_matrix_back<N>(
-            a.form, n, mine, sums,
-            [&](u32 i, u32 j) { return fused(alpha[2], z[2 * n + i * n + j], a.bias[2 * n + i * n + j]); },
-            [&](u32 i, u32 j, float v) {
-                if (mixes) mixes[2 * n + i * n + j] = v;
-                return up[2 * n + i * n + j];
-            },
-            [&](u32 i, u32 j, float v) {
-                d_t[2 * n + i * n + j] = v;
-                d_z[2 * n + i * n + j] = alpha[2] * v;
+    if constexpr (Owner<N>::THREAD) {
+        coefficients_bwd_few<N>(a, alpha, sums);
+    } else {
+        SHARED double shared[4 * MATRIX];
+        const u32 n = streams<N>(a.n), mix = n * (n + 2);
+        for (u64 t = first; t < a.tokens; t += step) {
+            const float *z = a.z.at(t), rho = a.p ? a.inv_rms[t] : 0.0f;
+            float dot = 0.0f;
+            token_bwd<N>(a, n, t, alpha, shared + wave_index() * 2 * MATRIX, sums, [&](u32 e, float d_t) {
+                const float d_z = of_group(alpha, n, e) * d_t;
+                a.d_t.at(t)[e] = d_t;
+                dot = fused(d_z, z[e], dot);
+                if (a.d_z.p) a.d_z.at(t)[e] = d_z;
+                if (a.p) a.p[t * mix + e] = rho * d_z;
             });
+            dot = wave_sum(dot);
+            if (a.p && lane_index() == 0) a.shrink[t] = dot * rho * rho / (float)(n * a.channels);
+        }
     }
 }
 

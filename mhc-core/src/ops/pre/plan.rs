@@ -6,7 +6,7 @@ use crate::{
     gpu::{self, Args, Entry, GpuCaps, Launch, Plan, Ref, Scratch, Source},
     ops::{
         aggregate::plan as aggregate,
-        coefficients::plan::{self as coefficients, Params},
+        coefficients::plan::{self as coefficients, Backward, Params},
         project::plan::{self as project, Besides, Operands},
     },
 };
@@ -93,7 +93,7 @@ pub(in crate::ops) fn backward_launches(
     let operands = Operands { x: op.x, ..Operands::slots(mix, op.norm_weight) };
     let mut launches = Vec::new();
     let mut again = op.mixes;
-    let [all, d_z] = [0; 2].map(|_| scratch.rows(d.tokens, mix));
+    let all = scratch.rows(d.tokens, mix);
     let g = Ref::rows("d_layer_input");
     let mut besides = Besides { mixes: op.mixes, ..to.besides };
     if op.rms_norm.is_some() {
@@ -115,9 +115,11 @@ pub(in crate::ops) fn backward_launches(
         let dots = [op.x, Ref::Absent(1), g, Ref::Absent(2), all, to.d_mixes];
         launches.push(aggregate::backward_launch(desc, d, act, caps, dots));
     }
-    let through = (operands.z, all, d_z, again);
-    launches.extend(coefficients::backward_launches(desc, op.numerics, d, caps, &Params::SLOTS, through, scratch));
-    launches.extend(project::backward_launches(desc, d, act, caps, &operands, d_z, &besides, scratch));
+    let (p, shrink) = (scratch.pointer(d.tokens * mix), scratch.pointer(d.tokens));
+    let projection = [operands.inv_rms, p, shrink];
+    let through = Backward { mixes: again, projection, ..Backward::new(operands.z, all) };
+    launches.extend(coefficients::backward_launches(desc, op.numerics, d, caps, &Params::SLOTS, &through, scratch));
+    launches.extend(project::product_launches(desc, d, act, caps, &operands, (p, shrink), &besides, scratch));
     launches
 }
 

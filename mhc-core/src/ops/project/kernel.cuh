@@ -311,7 +311,7 @@ DEVICE void project_bwd_weights(const ProjectWeights& a) {
     float along = 0.0f;
     for (u32 j = block_y(); j < a.columns; j += blocks_y()) {
         float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
         for (u32 r = 0; r < a.ranges; ++r) sum += a.parts[((u64)r * a.columns + j) * a.row + k];
         a.d_phi.at(j)[k] = sum * w;
         along = fused(sum, a.phi.at(j)[k], along);

@@ -241,14 +241,27 @@ pub(in crate::ops) fn backward_launches(
     besides: &Besides,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
-    let f32_entry = |kernel| Entry::new(kernel, DType::F32, 0);
     let p = scratch.pointer(d.tokens * o.columns);
     let shrink = scratch.pointer(d.tokens);
     let args = Args::new(desc).at(&[o.z, o.inv_rms, d_z, p, shrink]).u64(&[d.tokens]);
     let args = args.u32(&[o.columns]).f32(&[d.row() as f64]).build();
-    let tokens =
-        Launch::new("project", f32_entry("project_bwd_tokens"), gpu::blocks(d.tokens.div_ceil(4)), THREADS, args);
+    let entry = Entry::new("project_bwd_tokens", DType::F32, 0);
+    let mut launches = vec![Launch::new("project", entry, gpu::blocks(d.tokens.div_ceil(4)), THREADS, args)];
+    launches.extend(product_launches(desc, d, act, caps, o, (p, shrink), besides, scratch));
+    launches
+}
 
+/// The same for what is left of `d_z` after the first launch: `p [T, P]` and `shrink [T]`.
+pub(in crate::ops) fn product_launches(
+    desc: &'static OpDesc,
+    d: &Dims,
+    act: DType,
+    caps: &GpuCaps,
+    o: &Operands,
+    (p, shrink): (Ref, Ref),
+    besides: &Besides,
+    scratch: &mut Scratch,
+) -> Vec<Launch> {
     let (products, parts, ranges) = match MmaBackward::find(d, act, caps, o, besides) {
         Some(tuned) => tuned.launch(desc, d, o, besides, (p, shrink), scratch),
         None => products(desc, d, act, o, besides, (p, shrink), scratch),
@@ -259,9 +272,9 @@ pub(in crate::ops) fn backward_launches(
     let args = args.at(&[Ref::pointer("d_norm_weight").if_there(weighted)]).u64(&[d.row()]);
     let args = args.u32(&[o.columns, ranges]).build();
     let blocks = gpu::blocks(d.row().div_ceil(THREADS as usize));
-    let weights = Launch::new("project", f32_entry("project_bwd_weights"), blocks, THREADS, args);
+    let weights = Launch::new("project", Entry::new("project_bwd_weights", DType::F32, 0), blocks, THREADS, args);
     let weights = weights.across(if weighted { 1 } else { gpu::blocks(o.columns).min(65535) });
-    [vec![tokens], products, vec![weights]].concat()
+    [products, vec![weights]].concat()
 }
 
 /// d_x and the parts of phi's gradient for `p` and `shrink`; where the parts are, and how many.

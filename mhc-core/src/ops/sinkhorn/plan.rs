@@ -84,6 +84,13 @@ pub(in crate::ops) fn wave_blocks(tokens: usize, bytes: usize, scratch: &mut Scr
 /// Shared memory that the denominators of a block's threads may take.
 const NEAR: usize = 48 << 10;
 
+/// Blocks of a gradient.
+pub(in crate::ops) fn backward_blocks(d: &Dims, caps: &GpuCaps, iters: u32) -> usize {
+    let owners = Owners::new(d.streams, caps);
+    let most = OWNERS.min(SCRATCH / (8 * 2 * iters as usize * d.streams)).max(owners.block) / owners.block;
+    d.tokens.div_ceil(owners.block).min(most)
+}
+
 /// The same for a gradient, with the denominators of forward's half-steps as the last arguments: scratch for them, and whether floats go
 /// to shared memory instead.
 pub(in crate::ops) fn backward_launch(
@@ -97,8 +104,7 @@ pub(in crate::ops) fn backward_launch(
 ) -> Launch {
     let owners = Owners::new(d.streams, caps);
     let numbers = 2 * iters as usize * d.streams;
-    let most = OWNERS.min(SCRATCH / (8 * numbers)).max(owners.block) / owners.block;
-    let blocks = d.tokens.div_ceil(owners.block).min(most);
+    let blocks = backward_blocks(d, caps, iters);
     let sums = Ref::Scratch(scratch.take(blocks * owners.block * numbers, 8), [0; 2], 0);
     let entry = Entry::serving(kernel, DType::F32, d.streams);
     let near = 4 * numbers * owners.block;

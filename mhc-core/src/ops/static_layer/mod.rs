@@ -2,6 +2,7 @@
 
 pub(super) mod plan;
 mod reference;
+pub(super) mod tuned;
 
 pub use plan::SOURCE;
 pub use reference::{backward, forward};

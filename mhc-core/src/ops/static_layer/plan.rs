@@ -1,10 +1,10 @@
 //! How a GPU runs `static_layer` and its gradient; also the layer kernels of `dynamic_layer`.
 
-use super::{StaticLayer, StaticLayerBwd};
+use super::{StaticLayer, StaticLayerBwd, tuned};
 use crate::{
     DType, Dims, Op, OpDesc, Orientation,
     gpu::{self, Args, Entry, GpuCaps, Launch, Plan, Ref, Scratch, Source},
-    ops::coefficients::plan::{self as coefficients, Params},
+    ops::coefficients::plan::{self as coefficients, Backward, Params},
 };
 
 /// The device source.
@@ -123,37 +123,43 @@ pub(super) fn forward(op: &StaticLayer, d: &Dims, act: DType, caps: &GpuCaps) ->
     if d.tokens == 0 {
         return Plan::default();
     }
-    let (mut scratch, desc) = (Scratch::default(), &StaticLayer::DESC);
-    let (shared, [pack, activate]) = coefficients(desc, &op.numerics, d, caps, &mut scratch);
-    let conventions = (op.numerics.orientation, op.norm_eps);
-    let layer = forward_launch(desc, d, act, caps, shared.mixes, conventions);
-    Plan::in_vectors(&StaticLayer::DESC, d, act, vec![pack, activate, layer], scratch.bytes())
+    let desc = &StaticLayer::DESC;
+    Plan::tuned(desc, d, act, caps, |caps, scratch| {
+        if let Some(layer) = tuned::forward(op, d, act, caps) {
+            return vec![layer];
+        }
+        let (shared, [pack, activate]) = coefficients(desc, &op.numerics, d, caps, scratch);
+        let conventions = (op.numerics.orientation, op.norm_eps);
+        vec![pack, activate, forward_launch(desc, d, act, caps, shared.mixes, conventions)]
+    })
 }
 
 pub(super) fn backward(op: &StaticLayerBwd, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
-    let (mut scratch, desc) = (Scratch::default(), &StaticLayerBwd::DESC);
-    let (shared, [pack, activate]) = coefficients(desc, &op.numerics, d, caps, &mut scratch);
+    Plan::tuned(&StaticLayerBwd::DESC, d, act, caps, |caps, scratch| match tuned::backward(op, d, act, caps, scratch) {
+        Some(launches) => launches.into(),
+        None => portable_backward(op, d, act, caps, scratch),
+    })
+}
+
+fn portable_backward(op: &StaticLayerBwd, d: &Dims, act: DType, caps: &GpuCaps, scratch: &mut Scratch) -> Vec<Launch> {
+    let desc = &StaticLayerBwd::DESC;
+    let (shared, [pack, activate]) = coefficients(desc, &op.numerics, d, caps, scratch);
     let (mix, rows) = (d.mix(), ranges(d.tokens));
     let parts = scratch.rows(rows, mix);
     let out = Outputs { d_x: Ref::streams("d_x"), d_li: Ref::Absent(1), d_mixes: parts, by_token: false };
     let conventions = (op.numerics.orientation, op.norm_eps);
-    let [layer, d_w] = backward_launches(desc, d, act, caps, shared.mixes, &out, conventions, &mut scratch);
+    let [layer, d_w] = backward_launches(desc, d, act, caps, shared.mixes, &out, conventions, scratch);
 
     let [total, d_z] = [0; 2].map(|_| scratch.rows(1, mix));
     let pointer = |r| if let Ref::Scratch(offset, strides, _) = r { Ref::Scratch(offset, strides, 0) } else { r };
     let sum = gpu::sum_rows(desc, pointer(parts), pointer(total), rows, mix);
     let one = Dims { tokens: 1, ..*d };
-    let operands = (shared.z, total, d_z, Ref::Absent(1));
-    let back = coefficients::backward_launches(desc, &op.numerics, &one, caps, &shared.params, operands, &mut scratch);
+    let operands = Backward { d_z, ..Backward::new(shared.z, total) };
+    let back = coefficients::backward_launches(desc, &op.numerics, &one, caps, &shared.params, &operands, scratch);
     let args = Args::new(desc).at(&[pointer(d_z)]).pointers(&["d_h_pre", "d_h_post"]).rows(&["d_h_res"]);
     let args = args.u32(&[d.streams]).build();
     let unpack = Launch::new("static_layer", Entry::new("static_unpack", DType::F32, 0), 1, 256, args);
-    let [tokens, ..] = back;
-    Plan::in_vectors(
-        &StaticLayerBwd::DESC,
-        d,
-        act,
-        vec![pack, activate, layer, d_w, sum, tokens, unpack],
-        scratch.bytes(),
-    )
+    // The gradients of the packed alpha and bias are not wanted.
+    let tokens = back.into_iter().take(1);
+    [pack, activate, layer, d_w, sum].into_iter().chain(tokens).chain([unpack]).collect()
 }
