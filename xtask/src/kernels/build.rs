@@ -274,3 +274,55 @@ fn compare<T: Taken>(folder: &Path, old: &Manifest<T>, all: &[Job], built: &All<
     println!("{} images are what their sources give", built.len());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::hip::{Hip, Resources};
+
+    /// A frame of two images as it is committed, and what comes of compiling them again, with one thing changed.
+    fn said(change: impl FnOnce(&mut All<Resources>, &Path)) -> String {
+        static RUNS: AtomicUsize = AtomicUsize::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("mhc-kernels-test-{}-{run}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let jobs: Vec<Job> = Hip::jobs().into_iter().filter(|j| j.frame() == "sum.f32.gfx12.hsaco").collect();
+        assert_eq!(jobs.len(), 3, "gfx1200, gfx1201, gfx12-generic");
+        let mut built: All<Resources> = BTreeMap::new();
+        for job in &jobs {
+            let name = job.entries().remove(0);
+            let entries = BTreeMap::from([(name.clone(), Resources { vgprs: 21, waves: 16, ..Default::default() })]);
+            let compiled =
+                Compiled { image: job.target.bytes().collect(), entries, parameters: BTreeMap::from([(name, 40)]) };
+            built.extend([line(job, compiled, "input").unwrap()]);
+        }
+        let mut old = Manifest::<Resources>::default();
+        let mut whole = Vec::new();
+        for job in &jobs {
+            let b = &built[&job.file()];
+            old.images.insert(job.file(), Image { offset: whole.len(), ..b.line.clone() });
+            old.parameters.extend(b.parameters.clone());
+            whole.extend(&b.image);
+        }
+        std::fs::write(data_file(&folder, &jobs[0].frame()), zstd::bulk::compress(&whole, 3).unwrap()).unwrap();
+        change(&mut built, &folder);
+        let result = compare(&folder, &old, &jobs, &built, false);
+        std::fs::remove_dir_all(folder).unwrap();
+        result.map_or_else(|e| e.to_string(), |()| "the same".into())
+    }
+
+    #[test]
+    fn whatever_differs_from_what_is_committed_is_found() {
+        assert_eq!(said(|_, _| {}), "the same");
+        let second = "sum.f32.gfx1201.hsaco";
+        let bytes = said(|built, _| built.get_mut(second).unwrap().image[0] ^= 1);
+        assert!(bytes.contains("sum.f32.gfx12.hsaco.zst is not what its sources give"), "{bytes}");
+        let registers =
+            said(|built, _| built.get_mut(second).unwrap().line.entries.values_mut().for_each(|e| e.vgprs += 1));
+        assert!(registers.contains("sum.f32.gfx1201.hsaco differs from its line"), "{registers}");
+        let parameter = said(|built, _| built.get_mut(second).unwrap().parameters.values_mut().for_each(|p| *p += 8));
+        assert!(parameter.contains("its parameter differs"), "{parameter}");
+        let gone = said(|_, folder| std::fs::remove_file(data_file(folder, "sum.f32.gfx12.hsaco")).unwrap());
+        assert!(gone.contains("sum.f32.gfx12.hsaco.zst is not what its sources give"), "{gone}");
+    }
+}
