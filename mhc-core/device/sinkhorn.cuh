@@ -80,6 +80,17 @@ template <bool FIRST, class R, class M, class F> DEVICE void half_step(M& m, con
     m.sync();
 }
 
+// The denominator of a line of the first half-step: `sum` is that of e^(logit - max). `live` says whether it depends on the line.
+template <class R> DEVICE R first_denominator(const Form& f, R sum, float max, bool& live) {
+    // exp takes the maximum out of the line, and so out of ε.
+    R scale = 1;
+    if (f.start == EXP) exponential_of(-max, scale);
+    const R eps = f.eps * scale;
+    const bool soft = f.start == SOFTMAX;
+    live = soft || f.mode < THRESHOLD || sum > eps;
+    return soft || f.mode == NONE ? sum : f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : scale;
+}
+
 // The first half-step, from logits; without the ε that is added to a softmax. `in(l, k)` is element k of its line l: everything but `Led`
 // takes the lines of the first half-step for the first index, so that there is one copy of the code.
 template <class R, class M, class In, class F> DEVICE void start(M& m, const Form& f, R, In in, F record) {
@@ -96,12 +107,8 @@ template <class R, class M, class In, class F> DEVICE void start(M& m, const For
             m.template at<true>(l, k) = e;
             sum += e;
         }
-        // exp takes the maximum out of the line, and so out of ε.
-        R scale = 1;
-        if (f.start == EXP) exponential_of(-max, scale);
-        const R eps = f.eps * scale;
-        const bool soft = f.start == SOFTMAX, live = soft || f.mode < THRESHOLD || sum > eps;
-        const R d = soft || f.mode == NONE ? sum : f.mode == ADDED ? sum + eps : live ? sum : f.mode == CLAMP ? eps : scale;
+        bool live;
+        const R d = first_denominator(f, sum, max, live);
         const R inverse = inverse_of(d);
 #pragma unroll 8
         for (u32 k = 0; k < m.n; ++k) m.template at<true>(l, k) *= inverse;

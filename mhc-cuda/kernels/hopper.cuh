@@ -70,6 +70,9 @@ DEVICE void shared_load(u32 (&v)[4], u32 address) {
 DEVICE void shared_load(float (&v)[4], u32 address) {
     asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3]) : "r"(address) : "memory");
 }
+DEVICE void shared_load(float (&v)[2], u32 address) {
+    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v[0]), "=f"(v[1]) : "r"(address) : "memory");
+}
 DEVICE float shared_load(u32 address) {
     float v;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
@@ -86,3 +89,8 @@ DEVICE void shared_store(u32 address, float v, float w) {
 // Moves registers between warpgroups; every warp of a group of four must call it with the same number.
 template <u32 REGISTERS> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 template <u32 REGISTERS> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+
+// Programmatic dependent launches: the next launch may begin as soon as every block of this one has said so or ended, and waits by
+// itself for what this one, and all before it, have written.
+DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void wait_for_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

@@ -16,6 +16,12 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+DEVICE void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 DEVICE void mma_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -46,6 +52,16 @@ DEVICE u32 pack_bf16(float lo, float hi) {
 DEVICE void split_bf16(float v0, float v1, u32& hi, u32& lo) {
     hi = pack_bf16(v0, v1);
     lo = pack_bf16(v0 - bits_to_float(hi << 16), v1 - bits_to_float(hi & 0xffff0000u));
+}
+
+// The same for f16, whose range the numbers must suit.
+DEVICE void split_f16(float v0, float v1, u32& hi, u32& lo) {
+    float f[2];
+    const float v[2] = {v0, v1};
+    hi = pack<f16>(v);
+    unpack(hi, f, (f16*)0);
+    const float rest[2] = {v0 - f[0], v1 - f[1]};
+    lo = pack<f16>(rest);
 }
 
 // How streams of type E are multiplied by f32 numbers. `split`: the slab `s` of 8 neighbours of B as two numbers each; words 0, 1 are
@@ -105,5 +121,61 @@ template <> struct Mma<bf16> {
     DEVICE_MEMBER static void multiply(float (&d)[4], const A& a, const Quad& b) {
         mma_bf16(d, a.hi, b.w[2], b.w[3]);
         mma_bf16(d, a.hi, b.w[0], b.w[1]);
+    }
+};
+
+DEVICE constexpr bool is_bf16(bf16*) { return true; }
+DEVICE constexpr bool is_bf16(f16*) { return false; }
+
+// Products of 16-bit numbers as they are.
+template <class E> DEVICE void mma16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    if constexpr (is_bf16((E*)0)) mma_bf16(d, a, b0, b1);
+    else mma_f16(d, a, b0, b1);
+}
+
+// How f32 numbers B become pairs of E, and what that does to sums: bf16 have the range of f32, so that nothing is to be done.
+template <class E, u32 TILES> struct Pairs {
+    static const bool SCALED = false;
+    DEVICE_MEMBER static void take(const float (&f)[2], u32& hi, u32& lo) { split_bf16(f[0], f[1], hi, lo); }
+};
+
+// For f16, a warp's numbers of a column are multiplied by the power of two that brings the largest to [2^14, 2^15): pairs then have 22
+// bits, 16 where a number is 2^-24 of that.
+template <u32 TILES> struct Pairs<f16, TILES> {
+    static const bool SCALED = true;
+    // As they are, until all are there.
+    DEVICE_MEMBER static void take(const float (&f)[2], u32& hi, u32& lo) {
+        hi = float_to_bits(f[0]);
+        lo = float_to_bits(f[1]);
+    }
+    // `inverse[t]` is what the sums of column lane / 4 of tile t are to be multiplied by.
+    template <u32 BLOCKS>
+    DEVICE_MEMBER static void split(u32 (&hi)[BLOCKS][TILES][4], u32 (&lo)[BLOCKS][TILES][4], float (&inverse)[TILES]) {
+#pragma unroll
+        for (u32 t = 0; t < TILES; ++t) {
+            // Of positive numbers as words, which order as the numbers do.
+            u32 most = 0;
+            const auto take_larger = [&](u32 word) { most = (word & 0x7fffffffu) > most ? word & 0x7fffffffu : most; };
+#pragma unroll
+            for (u32 b = 0; b < BLOCKS; ++b) {
+#pragma unroll
+                for (u32 e = 0; e < 4; ++e) {
+                    take_larger(hi[b][t][e]);
+                    take_larger(lo[b][t][e]);
+                }
+            }
+            take_larger(float_to_bits(shuffle_xor(bits_to_float(most), 1)));
+            take_larger(float_to_bits(shuffle_xor(bits_to_float(most), 2)));
+            const u32 exponent = smaller(268 - (most >> 23), 253u);
+            const float scale = bits_to_float(exponent << 23);
+            inverse[t] = bits_to_float((254 - exponent) << 23);
+#pragma unroll
+            for (u32 b = 0; b < BLOCKS; ++b) {
+#pragma unroll
+                for (u32 e = 0; e < 4; ++e) {
+                    split_f16(bits_to_float(hi[b][t][e]) * scale, bits_to_float(lo[b][t][e]) * scale, hi[b][t][e], lo[b][t][e]);
+                }
+            }
+        }
     }
 };

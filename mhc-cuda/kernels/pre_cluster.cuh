@@ -1,7 +1,9 @@
-// pre_cluster, post_pre_cluster: `pre` for 4 streams of bf16 in one pass over x, and `post` of the sub-layer before in the same pass.
+// pre_cluster, post_pre_cluster: `pre` for 2 or 4 streams of 16 bits in one pass over x, and `post` of the sub-layer before in the same pass.
+// pre_norm_cluster: with an RMSNorm of the aggregate.
 //
-// Math      z_j = ρ·Σ_k φ[j,k]·w[k]·x[k], ρ = (Σ_k x[k]²/K + ε)^(-1/2); coefficients as in coefficients.cuh; layer_input = Σ_i H_pre[i]·x_i
-// Operands  x [T, 4, C] bf16, rows at multiples of 16 bytes; layer_input [T, C] bf16; φ [24, 4C], z, mixes [T, 24] f32.
+// Math      z_j = ρ·Σ_k φ[j,k]·w[k]·x[k], ρ = (Σ_k x[k]²/K + ε)^(-1/2); coefficients as in coefficients.cuh; layer_input = Σ_i H_pre[i]·x_i,
+//           or that times its own inverse root mean square and a weight
+// Operands  x [T, n, C] of type E, rows at multiples of 16 bytes; layer_input [T, C] of type E; φ [P, n·C], z, mixes [T, P] f32.
 // Mapping   A cluster of R blocks splits the channels: a block has channels [rank·C/R, (rank + 1)·C/R) of all streams, its part of φ in
 //           registers for the whole launch, as fragments of products spread over 8 warps. Tiles of 16 tokens come by tensor copies
 //           through a ring of slots in shared memory. For each tile, every block sends its partial sums of a token to the block that
@@ -9,117 +11,26 @@
 //           Warps 0..7 multiply and mix; 8 copies; 9 adds and sends; 10, 11 make coefficients, Sinkhorn after H_pre has gone out.
 //           No slot is overwritten early: the copy of tile k + slots waits for the mix of tile k, that for H_pre from every owner, and an
 //           owner sends it when it has read the partial sums of tile k of every block. So rings of that depth are safe everywhere.
-// Traffic   10·C bytes + 200 a token, φ once a cluster.
-// Numerics  φ·w as the sum of two bf16; f32 sums in an order fixed by C: a token's numbers depend on nothing else.
+//           An RMSNorm takes one more exchange: each block sends the squares of its aggregates to all, and multiplies the next tile
+//           before it writes them.
+// Traffic   2·(n + 1)·C bytes + 200 a token, φ once a cluster.
+// Numerics  φ·w as the sum of two E, of 16 bits and more; f32 sums in an order fixed by C: a token's numbers depend on nothing else.
 // Tried     (numbers of the prototype, C = 4096, T = 16384, H100) 64 bulk copies a tile: 384 µs; one tensor copy: 255; own warps to
 //           reduce and to mix: 249, but slower where φ takes more than 160 registers; cluster of 16 for C = 2560: slower than of 8.
-#include "hopper.cuh"
-#include "mma.cuh"
-#include "sinkhorn.cuh"
-
-// The last five: for post_pre, where x, y and their coefficients `before` are the operands of `post`, and what is projected and mixed
-// is x_next, which is written too.
-struct PreCluster {
-    TensorMap x, y;
-    Rows<const float> phi;
-    const float *weight, *alpha, *bias;
-    Rows<bf16> layer_input;
-    Rows<float> mixes, z;
-    float* inv_rms;
-    u64 tokens;
-    alignas(8) u32 channels, slots;
-    Form form;
-    alignas(8) float pre_eps, post_mult, rms_eps;
-    Rows<const float> before;
-    Streams<bf16> x_next;
-    alignas(8) u32 from_to;
-};
-
-// Streams, columns of φ, tokens of a tile, warps that multiply and that make coefficients; floats of a token's partial sums: the
-// columns, Σx², and 3 to fill 16 bytes.
-static const u32 N = 4, P = N * (N + 2), TILE = 16, MULTIPLY = 8, COEFFICIENTS = 2, SUMS = P + 4;
-// Tiles whose matrices one warp makes doubly stochastic together; tiles that are copied before φ is there: more would hold it up (1.5 %
-// of C = 4096, T = 16384 in the prototype). Named barriers: 1 after `post`, 2 and 3 of the warps that make coefficients.
-static const u32 GROUP = 4, FIRST = 2, PHI_LOADED = 4;
-static const u32 SUMS_BYTES = TILE * SUMS * 4, FAR_BYTES = 896;
-
-// Where things lie in a block's shared memory.
-struct Layout {
-    u32 slot, rank, ranks, owned, owned_bits, part_channels, slots;
-    u32 base, reduce, sums, h_pre, far, full, empty, summed, sent, added, taken;
-
-    // A slot has the tile's streams, one after the other, then its y.
-    DEVICE_MEMBER Layout(u32 shared, u32 channels, u32 slots, u32 ranks, bool post) : rank(cluster_rank()), ranks(ranks), slots(slots) {
-        // 4, 8 or 16 ranks.
-        owned_bits = ranks == 16 ? 0 : ranks == 8 ? 1 : 2;
-        owned = 1u << owned_bits;
-        part_channels = channels >> (4 - owned_bits);
-        slot = part_channels * (N + post) * TILE * 2;
-        base = (shared + 1023) / 1024 * 1024;
-        reduce = base + slots * slot;
-        sums = reduce + 2 * MULTIPLY * SUMS_BYTES;
-        h_pre = sums + slots * SUMS_BYTES;
-        far = h_pre + slots * TILE * 16;
-        full = far + COEFFICIENTS * FAR_BYTES;
-        empty = full + slots * 8;
-        summed = empty + slots * 8;
-        sent = summed + slots * 8;
-        added = sent + slots * 8;
-        taken = added + 16;
-    }
-};
-
-// The slot of a tile, and how often it was used, as parity.
-struct Turn {
-    u32 slot = 0, parity = 0;
-    DEVICE_MEMBER void next(u32 slots) {
-        if (++slot == slots) {
-            slot = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-// The part of φ of a multiplying warp: BLOCKS blocks of 32 channels for three times 8 columns, word 2·s + h for half h of slab s of 16.
-template <u32 BLOCKS> struct Weights {
-    u32 hi[BLOCKS][P / 8][4], lo[BLOCKS][P / 8][4];
-
-    // Blocks past the last are read as some other and not multiplied: without branches all loads are on their way together.
-    template <bool WEIGHT> DEVICE_MEMBER void load(const PreCluster& a, const Layout& l, u32 warp, u32 lane) {
-        const u32 per_stream = l.part_channels / 32;
-        u32 stream = warp * BLOCKS / per_stream, rest = warp * BLOCKS % per_stream;
-#pragma unroll
-        for (u32 b = 0; b < BLOCKS; ++b) {
-            const u64 k = (u64)smaller(stream, N - 1) * a.channels + l.rank * l.part_channels + rest * 32 + lane % 4 * 2;
-#pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) {
-                const float* row = a.phi.at(tile * 8 + lane / 4) + k;
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) {
-                    float f[2];
-                    ::load(row + e * 8, f);
-                    if (WEIGHT) {
-                        float w[2];
-                        ::load(a.weight + k + e * 8, w);
-                        f[0] *= w[0];
-                        f[1] *= w[1];
-                    }
-                    split_bf16(f[0], f[1], hi[b][tile][e], lo[b][tile][e]);
-                }
-            }
-            if (++rest == per_stream) {
-                rest = 0;
-                ++stream;
-            }
-        }
-    }
-};
+//           (This one, T = 16384) Sinkhorn with its lines side by side: 259 → 241 µs at C = 4096, as it took issue slots from warps that
+//           multiply; one buffer of partial sums, which makes room for a slot: 241 → 250 there, 161 → 163 at C = 2560; to mix a tile one
+//           or two tiles later than it is multiplied: 249 and 241 there, 161 and 163 at C = 2560; the RMSNorm as a branch of the same
+//           kernel: 12 % of all uses.
+#include "cluster_layout.cuh"
+#include "token.cuh"
 
 // Lane's row of a tile in a slot: [stream][64 channels][token][64], 128 bytes a row whose 16-byte pieces are permuted by the row.
 DEVICE u32 piece(u32 row, u32 piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
 
 // A warp's part of the products of one tile, and Σx², into `to`.
-template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Layout& l, u32 slot, u32 to, u32 warp, u32 lane) {
+template <class E, u32 N, u32 BLOCKS>
+DEVICE void multiply(const Weights<E, N, BLOCKS>& phi, const Layout<N>& l, u32 slot, u32 to, u32 warp, u32 lane) {
+    const u32 P = Sizes<N>::P, SUMS = Sizes<N>::SUMS;
     // The two parts of φ are added apart where registers allow, which halves the chains of dependent products.
     float acc[P / 8][4] = {}, apart[P / 8][4] = {}, square[2] = {};
     float(&low)[P / 8][4] = BLOCKS <= 5 ? apart : acc;
@@ -138,13 +49,14 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
             if (b * 2 + slab + 1 < BLOCKS * 2) fetch(next, b * 2 + slab + 1);
             if (warp * BLOCKS + b >= blocks) continue;
 #pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(acc[tile], x, phi.hi[b][tile][2 * slab], phi.hi[b][tile][2 * slab + 1]);
+            for (u32 tile = 0; tile < P / 8; ++tile) mma16<E>(acc[tile], x, phi.hi[b][tile][2 * slab], phi.hi[b][tile][2 * slab + 1]);
 #pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) mma_bf16(low[tile], x, phi.lo[b][tile][2 * slab], phi.lo[b][tile][2 * slab + 1]);
+            for (u32 tile = 0; tile < P / 8; ++tile) mma16<E>(low[tile], x, phi.lo[b][tile][2 * slab], phi.lo[b][tile][2 * slab + 1]);
 #pragma unroll
             for (u32 e = 0; e < 4; ++e) {
-                const float v = bits_to_float(x[e] << 16), w = bits_to_float(x[e] & 0xffff0000u);
-                square[e % 2] = fused(w, w, fused(v, v, square[e % 2]));
+                float v[2];
+                unpack(x[e], v, (E*)0);
+                square[e % 2] = fused(v[1], v[1], fused(v[0], v[0], square[e % 2]));
             }
         }
     }
@@ -154,7 +66,14 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
         const u32 at = to + ((warp * TILE + h * 8 + g) * SUMS + q * 2) * 4;
 #pragma unroll
         for (u32 tile = 0; tile < P / 8; ++tile) {
-            shared_store(at + tile * 32, acc[tile][h * 2] + apart[tile][h * 2], acc[tile][h * 2 + 1] + apart[tile][h * 2 + 1]);
+            float v[2] = {acc[tile][h * 2] + apart[tile][h * 2], acc[tile][h * 2 + 1] + apart[tile][h * 2 + 1]};
+            if constexpr (Pairs<E, P / 8>::SCALED) {
+                float inverse[2];
+                shared_load(inverse, l.scales + (warp * P + tile * 8 + q * 2) * 4);
+                v[0] *= inverse[0];
+                v[1] *= inverse[1];
+            }
+            shared_store(at + tile * 32, v[0], v[1]);
         }
         square[h] += shuffle_xor(square[h], 1);
         square[h] += shuffle_xor(square[h], 2);
@@ -163,11 +82,11 @@ template <u32 BLOCKS> DEVICE void multiply(const Weights<BLOCKS>& phi, const Lay
 }
 
 // The sums over the multiplying warps, to the tokens' owners: one warp, so that those that multiply need not wait for each other.
-DEVICE void reduce_and_send(const Layout& l, u32 tiles) {
-    const u32 lane = thread_index() % 32;
+template <u32 N> DEVICE void reduce_and_send(const Layout<N>& l, u32 tiles) {
+    const u32 SUMS = Sizes<N>::SUMS, SUMS_BYTES = Sizes<N>::SUMS_BYTES, lane = thread_index() % 32;
     cluster_wait();
     Turn now, buffer;
-    for (u32 k = 0; k < tiles; ++k, now.next(l.slots), buffer.next(2)) {
+    for (u32 k = 0; k < tiles; ++k, now.next(l.slots), buffer.next(BUFFERS)) {
         const u32 from = l.reduce + buffer.slot * (MULTIPLY * SUMS_BYTES);
         barrier_wait(l.added + buffer.slot * 8, buffer.parity);
 #pragma unroll 2
@@ -186,40 +105,129 @@ DEVICE void reduce_and_send(const Layout& l, u32 tiles) {
             const u32 to = l.sums + now.slot * SUMS_BYTES + (row * SUMS + part * 4) * 4;
             send(address_in(to, owner), sum, address_in(l.summed + now.slot * 8, owner));
         }
-        wave_barrier();
-        if (lane == 0) barrier_arrive(l.taken + buffer.slot * 8);
+        barrier_arrive(l.taken + buffer.slot * 8);
     }
 }
 
-// layer_input of a tile's channels that this block has.
-DEVICE void mix_slot(const PreCluster& a, const Layout& l, u32 slot, u32 h_pre, u64 first_token) {
-    const u32 stream = l.part_channels * TILE * 2;
-#pragma unroll 2
-    for (u32 item = thread_index(); item < TILE * l.part_channels / 8; item += MULTIPLY * 32) {
-        const u32 token = item / 8 % TILE, group = item / (8 * TILE), at = slot + group * (TILE * 128) + piece(token, item % 8);
-        if (first_token + token >= a.tokens) continue;
-        float h[4], sum[8] = {};
-        shared_load(h, h_pre + token * 16);
+// The aggregate of 8 channels of a token, whose pieces of the streams begin at `at`.
+template <class E, u32 N> DEVICE void aggregate(float (&sum)[8], const Layout<N>& l, const float (&h)[4], u32 at) {
 #pragma unroll
-        for (u32 i = 0; i < N; ++i) {
-            Packed<bf16, 8> x;
-            float v[8];
-            shared_load(x.w, at + i * stream);
-            x.get(v);
+    for (u32 i = 0; i < N; ++i) {
+        Packed<E, 8> x;
+        float v[8];
+        shared_load(x.w, at + i * l.part_channels * TILE * 2);
+        x.get(v);
 #pragma unroll
-            for (u32 e = 0; e < 8; ++e) sum[e] = fused(h[i], v[e], sum[e]);
-        }
-        Packed<bf16, 8> out;
-        out.set(sum);
-        global_store(a.layer_input.at(first_token + token) + l.rank * l.part_channels + group * 64 + item % 8 * 8, out.w);
+        for (u32 e = 0; e < 8; ++e) sum[e] = i ? fused(h[i], v[e], sum[e]) : fused(h[i], v[e], 0.0f);
     }
+}
+
+// Where the thread's pieces of a tile are: always of the same token, as there are twice 16 times 8 threads.
+struct Piece {
+    u32 token = thread_index() / 8 % TILE, column = thread_index() % 8, group = thread_index() / (8 * TILE);
+    DEVICE_MEMBER u32 in(u32 slot) const { return slot + group * (TILE * 128) + piece(token, column); }
+    DEVICE_MEMBER u32 channel() const { return group * 64 + column * 8; }
+};
+
+// The aggregates of a thread's pieces of a tile.
+template <class E, u32 N, bool KEPT> struct Aggregates {
+    // As they are wanted.
+    DEVICE_MEMBER void make(const Layout<N>&, u32, u32) {}
+    template <class F> DEVICE_MEMBER void each(const Layout<N>& l, u32 turn, u32 slot, F f) const {
+        Piece p;
+        float h[4];
+        shared_load(h, l.h_pre + (turn * TILE + p.token) * 16);
+#pragma unroll 2
+        for (; p.group < l.part_channels / 64; p.group += 2) {
+            float sum[8];
+            aggregate<E>(sum, l, h, p.in(slot));
+            f(p, sum);
+        }
+    }
+};
+
+// Kept from when they are made, where registers allow: two pieces, as there are 256 channels at most.
+template <class E, u32 N> struct Aggregates<E, N, true> {
+    float sums[2][8];
+
+    DEVICE_MEMBER void make(const Layout<N>& l, u32 turn, u32 slot) {
+        Piece p;
+        float h[4];
+        shared_load(h, l.h_pre + (turn * TILE + p.token) * 16);
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i, p.group += 2) {
+            if (p.group < l.part_channels / 64) aggregate<E>(sums[i], l, h, p.in(slot));
+        }
+    }
+    template <class F> DEVICE_MEMBER void each(const Layout<N>& l, u32, u32, F f) const {
+        Piece p;
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i, p.group += 2) {
+            if (p.group < l.part_channels / 64) f(p, sums[i]);
+        }
+    }
+};
+
+// layer_input of a tile's channels that this block has; with an RMSNorm, the aggregates times `scale` and w.
+template <bool NORM, class E, u32 N, bool KEPT>
+DEVICE void mix_slot(
+    const Aggregates<E, N, KEPT>& kept, const PreCluster<E>& a, const Layout<N>& l, u32 turn, u32 slot, u64 first_token, float scale) {
+    const u64 token = first_token + Piece().token;
+    if (token >= a.tokens) return;
+    kept.each(l, turn, slot, [&](const Piece& p, const float(&sum)[8]) {
+        const u32 c = l.rank * l.part_channels + p.channel();
+        Packed<E, 8> out;
+        if constexpr (NORM) {
+            float v[8];
+            load(a.w + c, v);
+#pragma unroll
+            for (u32 e = 0; e < 8; ++e) v[e] = sum[e] * scale * v[e];
+            out.set(v);
+        } else {
+            out.set(sum);
+        }
+        global_store(a.layer_input.at(token) + c, out.w);
+    });
+}
+
+// The squares of a tile's aggregates over the channels that this block has, to every block of the cluster.
+template <class E, u32 N, bool KEPT> DEVICE void send_norms(Aggregates<E, N, KEPT>& kept, const Layout<N>& l, u32 turn, u32 slot) {
+    const u32 warp = thread_index() / 32, lane = thread_index() % 32;
+    float square = 0.0f;
+    kept.make(l, turn, slot);
+    kept.each(l, turn, slot, [&](const Piece&, const float(&sum)[8]) {
+#pragma unroll
+        for (u32 e = 0; e < 8; ++e) square = fused(sum[e], sum[e], square);
+    });
+#pragma unroll
+    for (u32 m = 4; m > 0; m /= 2) square += shuffle_xor(square, m);
+    const float four[4] = {shuffle(square, 0), shuffle(square, 8), shuffle(square, 16), shuffle(square, 24)};
+    if (lane < l.ranks) {
+        const u32 to = l.norms + turn * NORM_BYTES + (l.rank * 2 + warp / 4) * (TILE * 4) + warp % 4 * 16;
+        send(address_in(to, lane), four, address_in(l.normed + turn * 8, lane));
+    }
+}
+
+// The inverse root mean square of the aggregate of this thread's token.
+template <class E, u32 N> DEVICE float inverse_norm(const PreCluster<E>& a, const Layout<N>& l, u32 turn, u64 first_token) {
+    const Piece p;
+    float sum = 0.0f;
+    for (u32 part = p.column; part < l.ranks * 2; part += 8) {
+        sum += shared_load(l.norms + turn * NORM_BYTES + part * (TILE * 4) + p.token * 4);
+    }
+#pragma unroll
+    for (u32 m = 4; m > 0; m /= 2) sum += shuffle_xor(sum, m);
+    const float r = 1.0f / square_root(sum / (float)a.channels + a.li_eps);
+    const bool mine = l.rank == 0 && thread_index() < 8 * TILE && p.column == 0 && first_token + p.token < a.tokens;
+    if (a.li_inv_rms && mine) a.li_inv_rms[first_token + p.token] = r;
+    return r;
 }
 
 // The weights of `post` for the token that a thread has in every tile.
-struct PostWeights {
+template <u32 N> struct PostWeights {
     float res[N][N], post[N];
 
-    DEVICE_MEMBER void load(const PreCluster& a, u64 first_token) {
+    template <class E> DEVICE_MEMBER void load(const PreCluster<E>& a, u64 first_token) {
         const u64 token = first_token + thread_index() / 8 % TILE;
         const float* h = a.before.at(token < a.tokens ? token : a.tokens - 1);
 #pragma unroll
@@ -232,11 +240,12 @@ struct PostWeights {
 };
 
 // x_next of a slot in place of its x, and to memory.
-DEVICE void post_slot(const PreCluster& a, const Layout& l, u32 slot, const PostWeights& h, u64 first_token) {
+template <class E, u32 N>
+DEVICE void post_slot(const PreCluster<E>& a, const Layout<N>& l, u32 slot, const PostWeights<N>& h, u64 first_token) {
     const u32 stream = l.part_channels * TILE * 2, token = thread_index() / 8 % TILE;
     for (u32 item = thread_index(); item < TILE * l.part_channels / 8; item += MULTIPLY * 32) {
         const u32 group = item / (8 * TILE), at = slot + group * (TILE * 128) + piece(token, item % 8);
-        Packed<bf16, 8> x[N], y;
+        Packed<E, 8> x[N], y;
         shared_load(y.w, at + N * stream);
 #pragma unroll
         for (u32 j = 0; j < N; ++j) shared_load(x[j].w, at + j * stream);
@@ -253,7 +262,7 @@ DEVICE void post_slot(const PreCluster& a, const Layout& l, u32 slot, const Post
 #pragma unroll
                 for (u32 j = 0; j < N; ++j) sum[e] = fused(h.res[i][j], v[j][e], sum[e]);
             }
-            Packed<bf16, 8> out;
+            Packed<E, 8> out;
             out.set(sum);
             shared_store(at + i * stream, out.w);
             if (first_token + token >= a.tokens) continue;
@@ -262,21 +271,29 @@ DEVICE void post_slot(const PreCluster& a, const Layout& l, u32 slot, const Post
     }
 }
 
-template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
-    const u32 warp = thread_index() / 32, lane = thread_index() % 32, behind = l.slots > 3 ? 2 : 1;
-    Weights<BLOCKS> phi;
+template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM>
+DEVICE void multiply_and_mix(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 clusters, u32 tiles) {
+    const u32 warp = thread_index() / 32, lane = thread_index() % 32;
+    Weights<E, N, BLOCKS> phi;
     a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
     if (tiles > FIRST) named_arrive(PHI_LOADED, MULTIPLY * 32 + 32);
     cluster_wait();
-    PostWeights h;
+    PostWeights<N> h;
     if (POST) h.load(a, (u64)cluster * TILE);
     Turn now, then, buffer;
-    for (u32 k = 0; k < tiles + behind; ++k) {
+    Aggregates<E, N, NORM && BLOCKS <= 4> kept;
+    for (u32 k = 0; k < tiles + a.behind; ++k) {
+        if (NORM && k >= a.behind) {
+            // The norms of the aggregates that are written below are on their way while the next tile is multiplied.
+            barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
+            send_norms(kept, l, then.slot, l.base + then.slot * l.slot);
+        }
         if (k < tiles) {
             const u64 first_token = (u64)(cluster + k * clusters) * TILE;
             if (thread_index() == 0) {
-                barrier_expect(l.summed + now.slot * 8, SUMS_BYTES);
+                barrier_expect(l.summed + now.slot * 8, Sizes<N>::SUMS_BYTES);
                 barrier_expect(l.sent + now.slot * 8, TILE * 16);
+                if (NORM) barrier_expect(l.normed + now.slot * 8, l.ranks * 2 * TILE * 4);
             }
             barrier_wait(l.full + now.slot * 8, now.parity);
             if (POST) {
@@ -286,17 +303,21 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
                 named_sync(1, MULTIPLY * 32);
             }
             barrier_wait(l.taken + buffer.slot * 8, buffer.parity ^ 1);
-            const u32 partial = l.reduce + buffer.slot * (MULTIPLY * SUMS_BYTES);
-            multiply<BLOCKS>(phi, l, l.base + now.slot * l.slot, partial, warp, lane);
-            wave_barrier();
-            if (lane == 0) barrier_arrive(l.added + buffer.slot * 8);
+            multiply(phi, l, l.base + now.slot * l.slot, l.reduce + buffer.slot * (MULTIPLY * Sizes<N>::SUMS_BYTES), warp, lane);
+            barrier_arrive(l.added + buffer.slot * 8);
             now.next(l.slots);
-            buffer.next(2);
+            buffer.next(BUFFERS);
         }
-        if (k >= behind) {
-            barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
-            const u64 tile = (u64)cluster + (k - behind) * clusters;
-            mix_slot(a, l, l.base + then.slot * l.slot, l.h_pre + then.slot * TILE * 16, tile * TILE);
+        if (k >= a.behind) {
+            const u64 first_token = ((u64)cluster + (u64)(k - a.behind) * clusters) * TILE;
+            float scale = 1.0f;
+            if (NORM) {
+                barrier_wait_cluster(l.normed + then.slot * 8, then.parity);
+                scale = inverse_norm(a, l, then.slot, first_token);
+            } else {
+                barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
+            }
+            mix_slot<NORM>(kept, a, l, then.slot, l.base + then.slot * l.slot, first_token, scale);
             // What was written here must not come after what the copy engine writes next.
             if (POST) fence_copies();
             wave_barrier();
@@ -306,7 +327,8 @@ template <u32 BLOCKS, bool POST> DEVICE void multiply_and_mix(const PreCluster& 
     }
 }
 
-template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
+template <bool POST, class E, u32 N>
+DEVICE void copy(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 clusters, u32 tiles) {
     Turn now;
     for (u32 k = 0; k < tiles; ++k) {
         if (k == FIRST) named_sync(PHI_LOADED, MULTIPLY * 32 + 32);
@@ -323,69 +345,31 @@ template <bool POST> DEVICE void copy(const PreCluster& a, const Layout& l, u32 
     cluster_wait();
 }
 
-// H_res, a token a lane; where logits lie far apart, the whole warp in f64 with `far` of its own.
-DEVICE void mixing(const PreCluster& a, const float (&logits)[N * N], u64 token, bool mine, u32 far) {
-    // Not `led`, as registers have no addresses.
-    const auto in = [&](u32 i, u32 j) { return a.form.lead ? logits[i * N + j] : logits[j * N + i]; };
-    const bool wide = mine && far_apart<false>(N, in);
-    OwnMatrix<float, N> m;
-    sinkhorn(m, a.form, 0.0f, in, [](u32, u32, float) {});
-    if (mine && !wide) {
-        const auto out = led(a.form, [&](u32 i, u32 j, float v) { a.mixes.at(token)[2 * N + i * N + j] = v; });
-#pragma unroll
-        for (u32 e = 0; e < N * N; ++e) out(e / N, e % N, m.m[e]);
-    }
-    for (u32 lanes = __ballot_sync(0xffffffffu, wide); lanes; lanes &= lanes - 1) {
-        const u64 t = __shfl_sync(0xffffffffu, token, __ffs(lanes) - 1);
-        const float *z = a.z.at(t) + 2 * N, *bias = a.bias + 2 * N, alpha = a.alpha[2];
-        WaveMatrix<double> shared = {(double*)__cvta_shared_to_generic(far), N};
-        run_forward(
-            shared, a.form, 0.0, led(a.form, [&](u32 i, u32 j) { return fused(alpha, z[i * N + j], bias[i * N + j]); }),
-            led(a.form, [&](u32 i, u32 j, float v) { a.mixes.at(t)[2 * N + i * N + j] = v; }));
-    }
-}
-
-// What a lane knows of its column.
-struct Column {
-    float alpha, bias, per_row;
-
-    DEVICE_MEMBER Column(const PreCluster& a, u32 lane) {
-        alpha = a.alpha[lane < N ? 0 : lane < 2 * N ? 1 : 2];
-        bias = lane < P ? a.bias[lane] : 0.0f;
-        per_row = 1.0f / (float)(N * a.channels);
-    }
-};
-
 // One token that this block owns: H_pre to all blocks of the cluster, the rest to memory. Returns the lane's coefficient before σ.
-DEVICE float token_coefficients(const PreCluster& a, const Layout& l, const Column& column, u32 slot, u32 t, u64 token) {
-    const u32 lane = thread_index() % 32;
-    const u32 from = l.sums + slot * SUMS_BYTES + (t * SUMS + smaller(lane, P)) * 4;
+template <class E, u32 N>
+DEVICE float token_coefficients(const PreCluster<E>& a, const Layout<N>& l, const Column<N>& column, u32 slot, u32 t, u64 token) {
+    const u32 lane = thread_index() % 32, SUMS = Sizes<N>::SUMS;
+    const u32 from = l.sums + slot * Sizes<N>::SUMS_BYTES + (t * SUMS + smaller(lane, Sizes<N>::P)) * 4;
     // All loads first, then the sum in the order of the ranks.
     float part[16], sum = 0.0f;
 #pragma unroll
     for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + (r << l.owned_bits) * (SUMS * 4)) : 0.0f;
 #pragma unroll
     for (u32 r = 0; r < 16; ++r) sum += part[r];
-    const float rho = 1.0f / square_root(fused(shuffle(sum, P), column.per_row, a.rms_eps));
-    const float z = rho * sum, v = fused(column.alpha, z, column.bias), gate = sigmoid(v), pre = gate + a.pre_eps;
-    const float h[4] = {shuffle(pre, 0), shuffle(pre, 1), shuffle(pre, 2), shuffle(pre, 3)};
+    const TokenCoefficients<N> k(a, column, sum);
     if (lane < l.ranks) {
         const u32 to = l.h_pre + (slot * TILE + l.rank * l.owned + t) * 16;
-        send(address_in(to, lane), h, address_in(l.sent + slot * 8, lane));
+        send(address_in(to, lane), k.h, address_in(l.sent + slot * 8, lane));
     }
-    if (token < a.tokens) {
-        if (lane < P) a.z.at(token)[lane] = z;
-        if (lane < 2 * N) a.mixes.at(token)[lane] = lane < N ? pre : a.post_mult * gate;
-        if (lane == 0 && a.inv_rms) a.inv_rms[token] = rho;
-    }
-    return v;
+    if (token < a.tokens) k.store(a, token, lane);
+    return k.v;
 }
 
 // The warps take groups of tiles in turn: first what the blocks wait for, tile by tile, then Sinkhorn for the whole group, during which
 // the next warp goes on. One warp's tiles come after the other's, or else a wait might take an old phase of a slot for its own.
-DEVICE void coefficients(const PreCluster& a, const Layout& l, u32 cluster, u32 clusters, u32 tiles) {
+template <class E, u32 N> DEVICE void coefficients(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 clusters, u32 tiles) {
     const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - 2, owned = l.owned;
-    const Column column(a, lane);
+    const Column<N> column(a, lane);
     cluster_wait();
     Turn now;
     for (u32 k0 = 0; k0 < tiles; k0 += GROUP) {
@@ -412,15 +396,15 @@ DEVICE void coefficients(const PreCluster& a, const Layout& l, u32 cluster, u32 
         if (k0 + GROUP < tiles) named_arrive(2 + (me + 1) % COEFFICIENTS, 64);
         const u32 k = k0 + (lane >> l.owned_bits);
         const u64 token = (u64)(cluster + k * clusters) * TILE + l.rank * owned + lane % owned;
-        mixing(a, logits, token, lane < GROUP * owned && k < tiles && token < a.tokens, l.far + me * FAR_BYTES);
+        mix_lanes<N>(a, a.form, logits, token, lane < GROUP * owned && k < tiles && token < a.tokens, l.far + me * FAR_BYTES);
     }
 }
 
-template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
+template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM = false> DEVICE void pre_cluster(const PreCluster<E>& a) {
     DYNAMIC_SHARED(u8, shared);
     u32 ranks;
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
-    const Layout l(shared_address(shared), a.channels, a.slots, ranks, POST);
+    const Layout<N> l(a, shared_address(shared), ranks, POST, NORM);
     const u32 cluster = block_x() / ranks, clusters = blocks_x() / ranks;
     const u64 all = (a.tokens + TILE - 1) / TILE;
     const u32 tiles = cluster < all ? (u32)((all - cluster + clusters - 1) / clusters) : 0, warp = thread_index() / 32;
@@ -430,20 +414,23 @@ template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
             barrier_init(l.empty + s * 8, MULTIPLY);
             barrier_init(l.summed + s * 8, 1);
             barrier_init(l.sent + s * 8, 1);
+            barrier_init(l.normed + s * 8, 1);
         }
-        for (u32 s = 0; s < 2; ++s) {
-            barrier_init(l.added + s * 8, MULTIPLY);
-            barrier_init(l.taken + s * 8, 1);
+        // Every lane arrives: what it wrote or read is then ordered by itself.
+        for (u32 b = 0; b < BUFFERS; ++b) {
+            barrier_init(l.added + b * 8, MULTIPLY * 32);
+            barrier_init(l.taken + b * 8, 32);
         }
         barrier_init_done();
     }
     barrier();
     cluster_arrive();
     // 168 registers a thread are enough for 4 blocks of φ; more take some from those who only copy and make coefficients.
-    const u32 MORE = BLOCKS > 5 || POST ? 208 : BLOCKS > 4 ? 184 : 168;
+    const u32 ALL_OF_PHI = NORM || Pairs<E, 1>::SCALED ? 216 : 208;
+    const u32 MORE = BLOCKS > 5 ? ALL_OF_PHI : NORM && BLOCKS > 4 ? 216 : POST || NORM ? 208 : BLOCKS > 4 ? 192 : 168;
     if (warp < MULTIPLY) {
         if constexpr (MORE > 168) take_registers<MORE>();
-        multiply_and_mix<BLOCKS, POST>(a, l, cluster, clusters, tiles);
+        multiply_and_mix<E, N, BLOCKS, POST, NORM>(a, l, cluster, clusters, tiles);
     } else {
         if constexpr (MORE > 168) give_registers<3 * 168 - 2 * MORE>();
         if (warp == MULTIPLY) copy<POST>(a, l, cluster, clusters, tiles);
@@ -456,10 +443,13 @@ template <u32 BLOCKS, bool POST> DEVICE void pre_cluster(const PreCluster& a) {
     cluster_wait();
 }
 
-#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<2, false>)
-#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<4, false>)
-#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<5, false>)
-#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<7, false>)
-#define MHC_KERNEL_post_pre_cluster_2(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<2, true>)
-#define MHC_KERNEL_post_pre_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<4, true>)
-#define MHC_KERNEL_post_pre_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster, pre_cluster<5, true>)
+#define MHC_KERNEL_pre_cluster_2(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 2, false>)
+#define MHC_KERNEL_pre_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 4, false>)
+#define MHC_KERNEL_pre_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 5, false>)
+#define MHC_KERNEL_pre_cluster_7(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 7, false>)
+#define MHC_KERNEL_pre_norm_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 4, false, true>)
+#define MHC_KERNEL_pre_norm_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 5, false, true>)
+#define MHC_KERNEL_pre_norm_cluster_7(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 7, false, true>)
+#define MHC_KERNEL_post_pre_cluster_2(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 2, true>)
+#define MHC_KERNEL_post_pre_cluster_4(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 4, true>)
+#define MHC_KERNEL_post_pre_cluster_5(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 384, 1, PreCluster<E>, pre_cluster<E, N, 5, true>)

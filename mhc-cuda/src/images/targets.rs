@@ -39,19 +39,38 @@ const TUNED: &[Source] = &[
         name: "pre_cluster",
         text: include_str!("../../kernels/pre_cluster.cuh"),
         entries: || {
-            let kernels = ["pre_cluster_2", "pre_cluster_4", "pre_cluster_5", "pre_cluster_7"];
             let after_post = ["post_pre_cluster_2", "post_pre_cluster_4", "post_pre_cluster_5"];
-            let entry = |&k: &&'static str| Entry { arch: "sm90a", ..Entry::new(k, DType::Bf16, 4) };
-            kernels.iter().chain(&after_post).map(entry).collect()
+            let mut entries = hopper(after_post.into_iter().chain(["pre_cluster_2"]).map(|k| (k, 4)), &[DType::Bf16]);
+            let four = ["pre_cluster_4", "pre_cluster_5", "pre_cluster_7"].into_iter();
+            let norm = ["pre_norm_cluster_4", "pre_norm_cluster_5", "pre_norm_cluster_7"];
+            let two = ["pre_cluster_4", "pre_cluster_7"].map(|k| (k, 2));
+            entries.extend(hopper(four.chain(norm).map(|k| (k, 4)).chain(two), &[DType::Bf16, DType::F16]));
+            entries
+        },
+    },
+    Source {
+        name: "pre_few",
+        text: include_str!("../../kernels/pre_few.cuh"),
+        entries: || {
+            let kernels = ["pre_few_products", "pre_few_finish", "post_pre_few_products", "post_pre_few_finish"];
+            hopper(kernels.map(|k| (k, 4)), &[DType::Bf16])
         },
     },
 ];
+
+/// Kernels for so many streams, for Hopper alone.
+fn hopper(kernels: impl IntoIterator<Item = (&'static str, u32)>, dtypes: &[DType]) -> Vec<Entry> {
+    let of = |(kernel, n)| dtypes.iter().map(move |&dtype| Entry { arch: "sm90a", ..Entry::new(kernel, dtype, n) });
+    kernels.into_iter().flat_map(of).collect()
+}
 
 /// Files that the tuned sources include besides those of all GPUs.
 const TUNED_HEADERS: &[(&str, &str)] = &[
     ("copies.cuh", include_str!("../../kernels/copies.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
+    ("cluster_layout.cuh", include_str!("../../kernels/cluster_layout.cuh")),
+    ("token.cuh", include_str!("../../kernels/token.cuh")),
 ];
 
 /// The files that a source includes, by the name it uses, and their texts.

@@ -23,8 +23,8 @@ pub(super) fn forward(op: &PostPre, d: &Dims, act: DType, caps: &GpuCaps) -> Pla
     let operator = Operator { desc, numerics, norm_weight, rms_norm, x: x_next, mixes };
     Plan::tuned(desc, d, act, caps, |caps, scratch| {
         let before = Before { orientation: numerics.orientation, slots: ["x", "y", "mixes"] };
-        if let Some(launch) = tuned::launch(&operator, Some(&before), d, act, caps, *save, scratch) {
-            return vec![launch];
+        if let Some(launches) = tuned::launches(&operator, Some(&before), d, act, caps, *save, scratch) {
+            return launches;
         }
         let mut launches = vec![post::forward_launch(desc, numerics.orientation, d, act, caps, operands)];
         launches.extend(pre::forward_launches(&operator, d, act, caps, *save, scratch));

@@ -45,8 +45,8 @@ pub(in crate::ops) fn forward_launches(
     save: bool,
     scratch: &mut Scratch,
 ) -> Vec<Launch> {
-    if let Some(launch) = tuned::launch(op, None, d, act, caps, save, scratch) {
-        return vec![launch];
+    if let Some(launches) = tuned::launches(op, None, d, act, caps, save, scratch) {
+        return launches;
     }
     let (desc, mix) = (op.desc, d.mix());
     let mut operands = Operands { x: op.x, ..Operands::slots(mix, op.norm_weight) };

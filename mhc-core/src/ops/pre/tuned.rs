@@ -1,22 +1,37 @@
-//! `pre`, alone or after `post`, in one launch and one pass over the streams, where the device brings the kernel: clusters of blocks
-//! that keep phi in registers.
+//! `pre`, alone or after `post`, in one pass over the streams, where the device brings the kernels: clusters of blocks that keep phi in
+//! registers, or for few tokens two launches that spread phi over the whole device and give the same bits.
 
 use super::plan::Operator;
 use crate::{
     DType, Dims, Orientation,
-    gpu::{self, Arg, Args, GpuCaps, Launch, Ref, Scratch},
+    gpu::{self, Arg, Args, Entry, GpuCaps, Launch, Ref, Scratch},
     ops::coefficients::plan::{self as coefficients, Params},
 };
 
-/// Tokens of a tile, threads of a block.
+/// Tokens of a tile, threads of a block, warps of it that multiply.
 const TILE: usize = 16;
 const THREADS: u32 = 384;
+const WARPS: usize = 8;
 
-/// Kernels by how many blocks of 32 of the 4·C/R channels of a block they keep in each of 8 warps.
+/// The most tokens that take the kernels for few.
+const FEW: usize = 64;
+
+/// Channels of a block of the second kernel for few, and its threads.
+const PART: usize = 1024;
+const FINISH: u32 = 160;
+
+/// Kernels by how many blocks of 32 of the n·C/R channels of a block they keep in each of 8 warps.
 type Kernels = [(usize, &'static str)];
 
-/// `pre` alone.
-const PRE: &Kernels = &[(2, "pre_cluster_2"), (4, "pre_cluster_4"), (5, "pre_cluster_5"), (7, "pre_cluster_7")];
+/// `pre` alone; for 4 streams of bf16, which are the most, one more.
+const PRE: &Kernels = &[(4, "pre_cluster_4"), (5, "pre_cluster_5"), (7, "pre_cluster_7")];
+const PRE_BF16: &Kernels = &[(2, "pre_cluster_2"), (4, "pre_cluster_4"), (5, "pre_cluster_5"), (7, "pre_cluster_7")];
+
+/// Two streams have so few columns that more blocks of channels fit.
+const PRE_2: &Kernels = &[(4, "pre_cluster_4"), (7, "pre_cluster_7")];
+
+/// `pre` with an RMSNorm of the aggregate.
+const PRE_NORM: &Kernels = &[(4, "pre_norm_cluster_4"), (5, "pre_norm_cluster_5"), (7, "pre_norm_cluster_7")];
 
 /// `pre` after `post`, whose weights leave registers for fewer blocks.
 const POST_PRE: &Kernels = &[(2, "post_pre_cluster_2"), (4, "post_pre_cluster_4"), (5, "post_pre_cluster_5")];
@@ -30,25 +45,56 @@ pub(in crate::ops) struct Before {
     pub slots: [&'static str; 3],
 }
 
-/// Blocks of a cluster, channels of a block, the kernel.
-fn split(channels: usize, kernels: &Kernels) -> Option<(usize, usize, &'static str)> {
-    // The fewest blocks: more would leave multiprocessors idle, as clusters do not cross the chip's partitions.
-    [4, 8, 16].into_iter().find_map(|ranks| {
-        let part = channels / ranks;
-        let whole = part > 0 && channels.is_multiple_of(64 * ranks);
-        let kernel = kernels.iter().find(|(blocks, _)| part <= 64 * blocks)?;
-        whole.then_some((ranks, part, kernel.1))
-    })
+/// How the channels are split: what decides the order of every sum.
+struct Split {
+    /// Blocks of a cluster, and the channels of each.
+    ranks: usize,
+    part: usize,
+    /// Blocks of 32 channels of a warp, and the kernel that is made for as many.
+    blocks: usize,
+    kernel: &'static str,
 }
 
-/// Bytes of shared memory with so many slots; the kernel's `Layout`.
-fn shared(part: usize, rows: usize, slots: usize) -> usize {
-    let (sums, barriers) = (TILE * 28 * 4, 4 * 8);
-    1024 + slots * (part * rows * TILE * 2 + sums + TILE * 16 + barriers) + 2 * 8 * sums + 2 * 896 + 4 * 8
+impl Split {
+    fn new(d: &Dims, act: DType, post: bool, norm: bool) -> Option<Self> {
+        let kernels = match (post, norm) {
+            (true, false) => POST_PRE,
+            (false, true) => PRE_NORM,
+            (false, false) if d.streams == 2 => PRE_2,
+            (false, false) if act == DType::Bf16 => PRE_BF16,
+            (false, false) => PRE,
+            (true, true) => return None,
+        };
+        // The fewest blocks: more would leave multiprocessors idle, as clusters do not cross the chip's partitions.
+        [4, 8, 16].into_iter().find_map(|ranks| {
+            let part = d.channels / ranks;
+            let whole = part > 0 && d.channels.is_multiple_of(64 * ranks);
+            let &(blocks, kernel) = kernels.iter().find(|(blocks, _)| part * d.streams <= 32 * WARPS * blocks)?;
+            whole.then_some(Self { ranks, part, blocks, kernel })
+        })
+    }
 }
 
-/// The launch, if the device and the sizes allow it.
-pub(in crate::ops) fn launch(
+/// Floats of a token's partial sums: the columns, the sum of squares, and 3 to fill 16 bytes.
+fn sums(d: &Dims) -> usize {
+    d.mix() + 4
+}
+
+/// One call.
+struct Call<'a> {
+    op: &'a Operator<'a>,
+    before: Option<&'a Before>,
+    d: &'a Dims,
+    act: DType,
+    split: Split,
+    /// Where z and ρ go.
+    z: Ref,
+    inv_rms: Ref,
+    weight: Ref,
+}
+
+/// The launches, if the device and the sizes allow them.
+pub(in crate::ops) fn launches(
     op: &Operator<'_>,
     before: Option<&Before>,
     d: &Dims,
@@ -56,32 +102,111 @@ pub(in crate::ops) fn launch(
     caps: &GpuCaps,
     save: bool,
     scratch: &mut Scratch,
-) -> Option<Launch> {
-    let (kernels, rows) = if before.is_some() { (POST_PRE, 5) } else { (PRE, 4) };
-    let (ranks, part, kernel) = split(d.channels, kernels)?;
-    let (source, entry) = caps.tuned(kernel, act, d.streams).filter(|_| op.rms_norm.is_none())?;
+) -> Option<Vec<Launch>> {
     let Ref::Slot(x, _) = op.x else { return None };
-    // 8 slots hide every latency.
-    let slots = (2..=8).rev().find(|&slots| shared(part, rows, slots) <= caps.shared_per_block as usize)?;
+    let split = Split::new(d, act, before.is_some(), op.rms_norm.is_some())?;
+    let kernel = caps.tuned(split.kernel, act, d.streams)?;
     let z = if save { Ref::rows("z") } else { scratch.rows(d.tokens, d.mix()) };
-    let Params { alpha, bias, .. } = Params::SLOTS;
+    let inv_rms = Ref::pointer("inv_rms").if_there(save);
     let weight = Ref::pointer("norm_weight").if_there(op.norm_weight);
-    let args = Args::new(op.desc);
-    let args = match before {
-        Some(Before { slots: [x, y, _], .. }) => args.tile(x, TILE, part).tile(y, TILE, part),
-        None => args.tile(x, TILE, part).u64(&[0; Arg::MAP_CELLS]),
-    };
-    let args = args.at(&[Ref::rows("phi"), weight, alpha, bias]);
-    let args = args.at(&[Ref::rows("layer_input"), op.mixes, z, Ref::pointer("inv_rms").if_there(save)]);
-    let args = args.u64(&[d.tokens]).u32(&[d.channels, slots]);
-    let args = coefficients::with_numerics(args, op.numerics).f32(&[op.numerics.rms_eps]);
-    let (mixes, x_next) = match before {
-        Some(Before { slots: [.., mixes], .. }) => (Ref::rows(mixes), op.x),
-        None => (Ref::Absent(1), Ref::Absent(2)),
-    };
-    let from_to = before.is_some_and(|b| b.orientation == Orientation::FromTo);
-    let args = args.at(&[mixes, x_next]).u32(&[usize::from(from_to)]).build();
-    let blocks = gpu::blocks(d.tokens.div_ceil(TILE) * ranks);
-    let launch = Launch::new(source, entry, blocks, THREADS, args);
-    Some(Launch { cluster: [ranks as u32, 1, 1], shared: shared(part, rows, slots) as u32, resident: true, ..launch })
+    let call = Call { op, before, d, act, split, z, inv_rms, weight };
+    if let Some(few) = call.few(caps, scratch) {
+        return Some(few);
+    }
+    Some(vec![call.cluster(kernel, x, caps, save)?])
+}
+
+impl Call<'_> {
+    fn cluster(&self, (source, entry): (&'static str, Entry), x: &str, caps: &GpuCaps, save: bool) -> Option<Launch> {
+        let Self { op, d, .. } = self;
+        let Split { ranks, part, blocks, .. } = self.split;
+        // 8 slots hide every latency.
+        let slots = (2..=8).rev().find(|&slots| self.shared(slots) <= caps.shared_per_block as usize)?;
+        // Tiles between the products and the mix of a tile: two hide the exchange, one leaves a slot more for what is on its way. Which is
+        // worth more was measured.
+        let behind = if slots > 3 && blocks != 5 { 2 } else { 1 };
+        let Params { alpha, bias, .. } = Params::SLOTS;
+        let args = Args::new(op.desc);
+        let args = match self.before {
+            Some(Before { slots: [x, y, _], .. }) => args.tile(x, TILE, part).tile(y, TILE, part),
+            None => args.tile(x, TILE, part).u64(&[0; Arg::MAP_CELLS]),
+        };
+        let args = args.at(&[Ref::rows("phi"), self.weight, alpha, bias]);
+        let args = args.at(&[Ref::rows("layer_input"), op.mixes, self.z, self.inv_rms]);
+        let args = args.u64(&[d.tokens]).u32(&[d.channels, slots, behind]);
+        let args = coefficients::with_numerics(args, op.numerics).f32(&[op.numerics.rms_eps]);
+        let [_, mixes, x_next] = self.post_operands();
+        let args = args.at(&[mixes, x_next]).u32(&[self.from_to()]);
+        let norm = op.rms_norm.is_some();
+        let args = args.at(&[Ref::pointer("w").if_there(norm), Ref::pointer("li_inv_rms").if_there(norm && save)]);
+        let args = args.f32(&[op.rms_norm.unwrap_or(0.0)]).build();
+        let launch = Launch::new(source, entry, gpu::blocks(d.tokens.div_ceil(TILE) * ranks), THREADS, args);
+        let shared = self.shared(slots) as u32;
+        Some(Launch { cluster: [ranks as u32, 1, 1], shared, resident: true, ..launch })
+    }
+
+    /// Bytes of shared memory of a block with so many slots; the kernel's `Layout`.
+    fn shared(&self, slots: usize) -> usize {
+        let rows = self.d.streams + usize::from(self.before.is_some());
+        let (sums, barriers, buffers) = (TILE * sums(self.d) * 4, 5 * 8, 2);
+        let norms = if self.op.rms_norm.is_some() { 16 * 2 * TILE * 4 } else { 0 };
+        let scales = if self.act == DType::F16 { WARPS * 24 * 4 } else { 0 };
+        let slot = self.split.part * rows * TILE * 2 + sums + TILE * 16 + norms + barriers;
+        1024 + slots * slot + buffers * (WARPS * sums + 2 * 8) + scales + 2 * 896
+    }
+
+    /// Few tokens: the sums of each warp of the clusters by a block of their own, then the rest by a block a token and 1024 channels.
+    fn few(&self, caps: &GpuCaps, scratch: &mut Scratch) -> Option<Vec<Launch>> {
+        let Self { op, d, .. } = self;
+        let Split { ranks, part, blocks, .. } = self.split;
+        let (products, finish) = match self.before {
+            Some(_) => ("post_pre_few_products", "post_pre_few_finish"),
+            None => ("pre_few_products", "pre_few_finish"),
+        };
+        let find = |kernel| caps.tuned(kernel, self.act, d.streams);
+        let (products, finish) =
+            find(products).zip(find(finish)).filter(|_| d.tokens <= FEW && op.rms_norm.is_none())?;
+        let units = scratch.pointer(d.tokens * ranks * WARPS * sums(d));
+        let [y, mixes, x_next] = self.post_operands();
+        let x = self.before.map_or(op.x, |before| Ref::streams(before.slots[0]));
+        let args = Args::new(op.desc).at(&[x, Ref::rows("phi"), self.weight, units]).u64(&[d.tokens]);
+        let args = args.u32(&[d.channels, blocks, part, usize::from(blocks > 5)]);
+        let args = args.at(&[y, mixes, x_next]).u32(&[self.from_to()]).build();
+        let rows = if d.tokens <= 32 { 32 } else { 64 };
+        let (width, sets, before) =
+            if self.before.is_some() { (blocks * 32, 5, d.mix() * 4) } else { (blocks * 32, 1, 0) };
+        let shared = (d.mix() + 1) * (width * 4 + 32) + rows * (sets * (width * 2 + 16) + before);
+        let grid = [gpu::blocks(ranks * WARPS), gpu::blocks(d.tokens.div_ceil(rows)), 1];
+        let (source, entry) = products;
+        let products = Launch { grid, shared: shared as u32, ..Launch::new(source, entry, 1, 6 * rows as u32, args) };
+
+        let Params { alpha, bias, .. } = Params::SLOTS;
+        let args = Args::new(op.desc).at(&[
+            units,
+            op.x,
+            alpha,
+            bias,
+            Ref::rows("layer_input"),
+            op.mixes,
+            self.z,
+            self.inv_rms,
+        ]);
+        let args = args.u64(&[d.tokens]).u32(&[d.channels, ranks]);
+        let args = coefficients::with_numerics(args, op.numerics).f32(&[op.numerics.rms_eps]).build();
+        let (source, entry) = finish;
+        let finish = Launch::new(source, entry, gpu::blocks(d.channels.div_ceil(PART)), FINISH, args);
+        Some(vec![products, Launch { overlap: true, ..finish.across(gpu::blocks(d.tokens)) }])
+    }
+
+    /// y, the coefficients and the result of `post`, where there is one.
+    fn post_operands(&self) -> [Ref; 3] {
+        match self.before {
+            Some(Before { slots: [_, y, mixes], .. }) => [Ref::rows(y), Ref::rows(mixes), self.op.x],
+            None => [Ref::Absent(1), Ref::Absent(1), Ref::Absent(2)],
+        }
+    }
+
+    fn from_to(&self) -> usize {
+        usize::from(self.before.is_some_and(|b| b.orientation == Orientation::FromTo))
+    }
 }
