@@ -19,6 +19,9 @@ const RANGES: usize = 264;
 /// Tokens of which a block of backward fetches the rows ahead.
 const STAGES: usize = 2;
 
+/// More shared memory than the kernels of backward have besides.
+const FIXED: u32 = 8 << 10;
+
 /// Threads and columns of a block of the last launch of backward, and the most memory that Sinkhorn's denominators may take there.
 const FINISH: (u32, usize) = (544, 32);
 const DENOMINATORS: usize = 32 << 10;
@@ -75,7 +78,7 @@ pub(in crate::ops) fn backward_launch(
     let launch = Launch::new(source, entry, gpu::blocks(ranges(d.tokens)), threads, args);
     let rows = STAGES * 2 * d.streams;
     Some((Launch { shared: (rows * 16) as u32 * threads, ..launch }, d_w))
-        .filter(|(l, _)| l.shared <= caps.shared_per_block)
+        .filter(|(l, _)| l.shared + FIXED <= caps.shared_per_block)
 }
 
 pub(super) fn backward(
