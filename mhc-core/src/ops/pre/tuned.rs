@@ -136,7 +136,7 @@ impl Call<'_> {
         let args = args.u64(&[d.tokens]).u32(&[d.channels, slots, behind]);
         let args = coefficients::with_numerics(args, op.numerics).f32(&[op.numerics.rms_eps]);
         let [_, mixes, x_next] = self.post_operands();
-        let args = args.at(&[mixes, x_next]).u32(&[self.from_to()]);
+        let args = args.at(&[mixes, x_next]).u32(&[self.mix_order()]);
         let norm = op.rms_norm.is_some();
         let args = args.at(&[Ref::pointer("w").if_there(norm), Ref::pointer("li_inv_rms").if_there(norm && save)]);
         let args = args.f32(&[op.rms_norm.unwrap_or(0.0)]).build();
@@ -171,7 +171,7 @@ impl Call<'_> {
         let x = self.before.map_or(op.x, |before| Ref::streams(before.slots[0]));
         let args = Args::new(op.desc).at(&[x, Ref::rows("phi"), self.weight, units]).u64(&[d.tokens]);
         let args = args.u32(&[d.channels, blocks, part, usize::from(blocks > 5)]);
-        let args = args.at(&[y, mixes, x_next]).u32(&[self.from_to()]).build();
+        let args = args.at(&[y, mixes, x_next]).u32(&[self.mix_order()]).build();
         let rows = if d.tokens <= 32 { 32 } else { 64 };
         let (width, sets, before) =
             if self.before.is_some() { (blocks * 32, 5, d.mix() * 4) } else { (blocks * 32, 1, 0) };
@@ -206,7 +206,8 @@ impl Call<'_> {
         }
     }
 
-    fn from_to(&self) -> usize {
+    /// 1 where the n·n block of `mixes` lies by the stream that a weight is from.
+    fn mix_order(&self) -> usize {
         usize::from(self.before.is_some_and(|b| b.orientation == Orientation::FromTo))
     }
 }
