@@ -2,7 +2,7 @@
 //! results; carried to a machine by itself it needs nothing but the driver.
 //!
 //! `MHC_TEST_BACKEND` chooses the device, `MHC_BENCH_SUITE` what is timed: `ops` (every operator, or the one that `MHC_TEST_OP` names) or
-//! `bars` (the work whose speed was agreed on); `MHC_BENCH_FILTER` takes those whose name contains it. `MHC_BENCH_OUT` names the file for
+//! `bars` (the work whose speed was agreed on) or `amd` (work whose times were published for AMD's GPUs); `MHC_BENCH_FILTER` takes those whose name contains it. `MHC_BENCH_OUT` names the file for
 //! the results as JSON, `MHC_BENCH_COMMIT` what they are of, `MHC_BENCH_SAMPLES` the number of replays. `--list` names everything, `--test` runs it once at small sizes.
 
 // A program that talks to its user.
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use mhc_core::Stream;
 use mhc_tests::{
     bench::{
-        self, Bench, bars, first,
+        self, Bench, amd, bars, first,
         gpu::{self, News, Scale},
         record::{Failed, FirstCall, Measured, Record},
     },
@@ -67,7 +67,8 @@ fn benches() -> Result<Vec<Bench>> {
     let mut benches = match set("MHC_BENCH_SUITE").as_deref() {
         None | Some("ops") => bench::suite(set("MHC_TEST_OP").as_deref()),
         Some("bars") => bars::suite(),
-        Some(other) => bail!("MHC_BENCH_SUITE must be ops or bars, but is `{other}`"),
+        Some("amd") => amd::suite(),
+        Some(other) => bail!("MHC_BENCH_SUITE must be ops, bars or amd, but is `{other}`"),
     };
     if let Some(part) = set("MHC_BENCH_FILTER") {
         benches.retain(|b| b.id.contains(&part));

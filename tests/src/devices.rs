@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use mhc_core::{Backend, Device};
 use mhc_cpu::{Cpu, CpuDevice, Level};
+use mhc_gfxsim::arch::Arch;
 
 /// A device with the name that case ids give it.
 #[derive(Clone, Debug)]
@@ -61,6 +62,16 @@ pub fn emulators() -> Result<Vec<Subject>> {
     [32, 64].into_iter().map(|wave| Ok(Subject::new(Arc::new(crate::emu::open(wave)?)))).collect()
 }
 
+/// Kernels launched directly on a simulated gfx90a, which AMD's runtime cannot be brought up on; none unless `MHC_TEST_BACKEND` asks for
+/// it by name, as it wants AMD's compiler and disassembler.
+pub fn direct() -> Result<Vec<Subject>> {
+    if asked().as_deref() != Some("sim") {
+        return Ok(Vec::new());
+    }
+    let (device, _) = crate::sim::open(Arch::Gfx90a, None)?;
+    Ok(vec![Subject { name: "sim-gfx90a".into(), device: Arc::new(device) }])
+}
+
 /// Everything that is here: the host in its forms, every GPU that can be opened, and the emulators if they are asked for.
 pub fn here() -> Result<Vec<Subject>> {
     let mut subjects = cpus()?;
@@ -69,6 +80,7 @@ pub fn here() -> Result<Vec<Subject>> {
         subjects.extend(found.filter_map(|info| backend.open(info.id.ordinal).ok()).map(Subject::new));
     }
     subjects.extend(emulators()?);
+    subjects.extend(direct()?);
     Ok(subjects)
 }
 
@@ -76,7 +88,7 @@ pub fn here() -> Result<Vec<Subject>> {
 /// of by a variable of its own.
 pub fn is_slow(device: &Arc<dyn Device>) -> bool {
     match device.info().id.backend {
-        "emu" => true,
+        "emu" | "sim" => true,
         "hip" => std::env::var_os("HSA_MODEL_LIB").is_some(),
         _ => false,
     }

@@ -16,6 +16,7 @@ pub mod golden;
 pub mod machine;
 pub mod oracle;
 pub mod run;
+pub mod sim;
 
 /// The level in `MHC_TEST_LEVEL`: `smoke` if unset, an error if it is none of `smoke`, `full`, `soak`.
 pub fn level() -> anyhow::Result<mhc_core::Level> {

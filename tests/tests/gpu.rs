@@ -163,7 +163,9 @@ fn event(device: &Arc<dyn Device>) -> Outcome {
     end.hold(&b)?;
     b.sync()?;
     let milliseconds = end.elapsed_ms(&start)?;
-    assert!(milliseconds > 0.0 && milliseconds < 10_000.0, "{milliseconds}");
+    // The clock that AMD's runtime has for a simulated GPU stands still.
+    let stands = device.info().id.backend == "hip" && devices::is_slow(device);
+    assert!((milliseconds > 0.0 || stands) && milliseconds < 10_000.0, "{milliseconds}");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail};
 use xshell::{Shell, cmd};
 
-use crate::{home::Home, new_op, report};
+use crate::{home::Home, new_op, report, sim};
 
 /// Run every gate: format, lints, docs, features, tests, rules of the repository
 ///
@@ -45,6 +45,7 @@ const GATES: &[Gate] = &[
     Gate { name: "features", what: "mhc-ops with every combination of features", run: features },
     Gate { name: "test", what: "all tests, on every device that is there", run: test },
     Gate { name: "emulator", what: "device sources on the host, waves of 32 and 64, ASan, UBSan", run: emulator },
+    Gate { name: "hip", what: "AMD's own runtime on simulated GPUs, mistakes planted in device code", run: hip },
     Gate { name: "bench", what: "every bench runs once", run: bench },
     Gate { name: "golden", what: "golden cases of other implementations", run: golden },
     Gate { name: "demo", what: "the demo on a slice of its tokens", run: demo },
@@ -151,6 +152,18 @@ fn emulator(shell: &Shell) -> Result<Skipped> {
     let _backend = shell.push_env("MHC_TEST_BACKEND", "emu");
     let _level = shell.push_env("MHC_TEST_LEVEL", "smoke");
     cmd!(shell, "cargo test --release --package mhc-tests --test conformance -- --quiet").run()?;
+    Ok(None)
+}
+
+/// What cannot be had is reported; what was had and fails is a failure.
+fn hip(shell: &Shell) -> Result<Skipped> {
+    if let Err(why) = sim::fetch(&Home::find()?) {
+        return Ok(Some(format!("AMD's runtime cannot be had here: {why:#}")));
+    }
+    cmd!(shell, "cargo xtask sim test").run()?;
+    for gpu in sim::Gpu::ALL.map(sim::Gpu::name) {
+        cmd!(shell, "cargo xtask test --backend hip --sim {gpu} --level smoke --program conformance").run()?;
+    }
     Ok(None)
 }
 

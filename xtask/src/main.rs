@@ -15,9 +15,11 @@ mod kernels;
 mod new_op;
 mod programs;
 mod report;
+mod sim;
 mod svg;
 mod test;
 mod tidy;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -43,6 +45,8 @@ enum Task {
     Ci(ci::Args),
     Bundle(bundle::Args),
     Kernels(kernels::Args),
+    Sim(sim::Args),
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,8 @@ fn main() -> ExitCode {
         Task::Ci(args) => ci::run(&args),
         Task::Bundle(args) => bundle::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Sim(args) => sim::run(&args),
+        Task::Verify(args) => verify::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

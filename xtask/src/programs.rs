@@ -33,6 +33,12 @@ pub fn tests(home: &Home) -> Result<Vec<(String, PathBuf)>> {
     built(cmd!(shell, "cargo test --release --package mhc-tests --no-run"))
 }
 
+/// A test program of another package.
+pub fn test_of(home: &Home, package: &str, name: &str) -> Result<PathBuf> {
+    let shell = home.shell()?;
+    one(built(cmd!(shell, "cargo test --release --package {package} --test {name} --no-run"))?, name)
+}
+
 /// The test programs that a bundle says it carries.
 pub fn bundled_tests(root: &Path) -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]

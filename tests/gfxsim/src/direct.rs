@@ -1,7 +1,7 @@
 //! Kernels without AMD's runtime: a code object in this process's memory, launched on buffers of it. For GPUs that the runtime cannot be
 //! brought up on, and for tests, which get a fault where a kernel leaves its buffers by one byte.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::{
     arch::Arch,
@@ -25,19 +25,26 @@ pub struct Object {
     kernels: BTreeMap<String, usize>,
 }
 
+/// A kernel of an object: where its descriptor lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel(usize);
+
 /// A kernel's launch.
 pub struct Work<'a> {
     pub object: &'a Object,
-    pub kernel: &'a str,
+    pub kernel: Kernel,
     /// Workgroups each way.
     pub groups: [u32; 3],
     /// Work items of one.
     pub items: [u32; 3],
+    /// Bytes of the workgroup's memory beyond those that the kernel states.
+    pub shared: u32,
     /// Addresses and numbers, 8 bytes each.
     pub arguments: &'a [u64],
-    /// Memory that the kernel may touch.
-    pub buffers: &'a mut [&'a mut [u32]],
 }
+
+/// What the runtime tells a kernel behind its own arguments: 256 bytes, of which workgroups and work items come first.
+const IMPLICIT_WORDS: usize = 32;
 
 impl Direct {
     /// An error says what is missing.
@@ -45,31 +52,40 @@ impl Direct {
         Ok(Self { arch, code: Code::new(arch.name())?, threads })
     }
 
-    /// Runs a kernel to its end.
-    pub fn launch(&self, work: Work<'_>) -> Result<Counters, Fault> {
-        let at = work.object.kernels.get(work.kernel).ok_or_else(|| Fault(format!("no kernel `{}`", work.kernel)))?;
+    /// Runs a kernel to its end. It may touch its object, its arguments and the ranges of memory, and nothing else.
+    ///
+    /// # Safety
+    /// The ranges are memory of this process that nothing else touches meanwhile.
+    pub unsafe fn launch(&self, work: &Work<'_>, ranges: &[Range<u64>]) -> Result<Counters, Fault> {
+        let Kernel(at) = work.kernel;
         let start = work.object.image.as_ptr() as u64;
-        let fixed = |offset: usize| {
-            let at = at + offset;
-            (work.object.image[at / 8] >> (8 * (at % 8))) as u32
-        };
-        let range = |start: u64, bytes: usize| start..start + bytes as u64;
-        let mut ranges = vec![
-            range(start, 8 * work.object.image.len()),
-            range(work.arguments.as_ptr() as u64, size_of_val(work.arguments)),
-        ];
-        ranges.extend(work.buffers.iter_mut().map(|b| range(b.as_mut_ptr() as u64, size_of_val(*b))));
-        // The packet, whose first words tell a kernel the sizes of the launch.
+        let fixed = |offset: usize| (work.object.image[(at + offset) / 8] >> (8 * ((at + offset) % 8))) as u32;
         let grid: [u32; 3] = std::array::from_fn(|k| work.groups[k] * work.items[k]);
-        let packet = [2, work.items[0] | work.items[1] << 16, work.items[2], grid[0], grid[1], grid[2], 0, 0];
-        ranges.push(range(packet.as_ptr() as u64, size_of_val(&packet)));
+        let [x, y, z] = work.items;
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let mut arguments = work.arguments.to_vec();
+        arguments.extend([
+            pair(work.groups[0], work.groups[1]),
+            pair(work.groups[2], x | y << 16),
+            pair(z, 0),
+        ]);
+        arguments.resize(work.arguments.len() + IMPLICIT_WORDS, 0);
+        // The packet's first words tell a kernel the sizes of the launch, too.
+        let packet = [2, x | y << 16, z, grid[0], grid[1], grid[2], 0, 0];
+        let around = |address: u64, bytes: usize| address..address + bytes as u64;
+        let mut ranges = ranges.to_vec();
+        ranges.extend([
+            around(start, 8 * work.object.image.len()),
+            around(arguments.as_ptr() as u64, size_of_val(&*arguments)),
+            around(packet.as_ptr() as u64, size_of_val(&packet)),
+        ]);
         let launch = Launch {
             group: work.items,
             grid,
-            lds: fixed(0),
+            lds: fixed(0) + work.shared,
             scratch: fixed(4),
-            descriptor: start + *at as u64,
-            arguments: work.arguments.as_ptr() as u64,
+            descriptor: start + at as u64,
+            arguments: arguments.as_ptr() as u64,
             packet: packet.as_ptr() as u64,
         };
         dispatch::run(self.arch, &self.code, &Memory::exact(ranges), &launch, self.threads)
@@ -133,6 +149,11 @@ impl Object {
         }
         let words = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w));
         Some(Self { image: words.collect(), kernels })
+    }
+
+    /// A kernel by its name.
+    pub fn kernel(&self, name: &str) -> Option<Kernel> {
+        self.kernels.get(name).copied().map(Kernel)
     }
 
     /// The kernels' names.

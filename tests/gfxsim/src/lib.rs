@@ -11,6 +11,7 @@
 pub mod arch;
 mod code;
 mod comgr;
+pub mod compiler;
 mod descriptor;
 pub mod direct;
 mod dispatch;
@@ -26,3 +27,5 @@ pub mod topology;
 pub mod traffic;
 mod vector;
 mod wave;
+
+pub use memory::Fault;

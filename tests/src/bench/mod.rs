@@ -2,6 +2,7 @@
 //! cache. The program `benches/ops.rs` times it on the CPU with criterion, `benches/gpu.rs` on GPUs by replays of graphs; `xtask` makes
 //! tables of the times.
 
+pub mod amd;
 pub mod bars;
 pub mod first;
 pub mod gpu;

@@ -9,12 +9,14 @@ use anyhow::{Context, Result, bail};
 use mhc_tests::bench::record::Record;
 
 use super::Args;
-use crate::home::Home;
+use crate::{home::Home, sim};
 
 /// What the program measured on the GPUs of one backend. Its own lines, one for each time, go to stderr.
 pub fn measure(home: &Home, program: &Path, args: &Args, backend: &str) -> Result<Record> {
     let file = home.scratch("bench")?.join("gpu.json");
-    let mut command = Command::new(program);
+    let words = sim::words(program);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
     command.env("MHC_TEST_BACKEND", backend).env("MHC_BENCH_OUT", &file).env("MHC_BENCH_SUITE", args.suite.name());
     command.env("MHC_TEST_OP", args.op.as_deref().unwrap_or_default());
     command.env("MHC_BENCH_COMMIT", home.commit().unwrap_or_default());

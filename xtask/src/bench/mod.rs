@@ -15,7 +15,7 @@ use mhc_ops::Probe;
 use mhc_tests::bench::{self, record::Record};
 
 pub use roofline::draw as roofline;
-pub use tables::highlights;
+pub use tables::{highlights, markdown};
 
 use crate::{devices::Which, home::Home, programs, report, test};
 
@@ -71,6 +71,8 @@ enum Suite {
     Ops,
     /// The work whose speed on a Hopper GPU was agreed on, with its limits
     Bars,
+    /// Work whose times were published for AMD's GPUs
+    Amd,
 }
 
 impl Suite {
@@ -78,6 +80,7 @@ impl Suite {
         match self {
             Self::Ops => "ops",
             Self::Bars => "bars",
+            Self::Amd => "amd",
         }
     }
 }

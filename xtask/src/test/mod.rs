@@ -2,7 +2,7 @@
 
 mod record;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -13,7 +13,12 @@ use xshell::cmd;
 pub use record::Conformance;
 use record::Run;
 
-use crate::{devices::Which, home::Home, programs};
+use crate::{
+    devices::Which,
+    home::Home,
+    programs,
+    sim::{self, Choice},
+};
 
 /// Prove every operator right on every device that is there
 ///
@@ -34,15 +39,17 @@ pub struct Args {
     /// earlier one of its kind. Only the test programs that know devices are run, one after the other
     #[arg(long, value_name = "FILE", requires = "backend")]
     save: Option<PathBuf>,
-    /// With `--save`: only these programs; repeatable
-    #[arg(long, value_name = "NAME", requires = "save")]
+    /// With `--save` or `--sim`: only these programs; repeatable
+    #[arg(long, value_name = "NAME")]
     program: Vec<String>,
-    /// With `--save`: only cases whose names contain this
-    #[arg(long, value_name = "TEXT", requires = "save")]
+    /// With `--save` or `--sim`: only cases whose names contain this
+    #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// With `--save`: run programs under this, such as `compute-sanitizer --tool memcheck --error-exitcode 9`
     #[arg(long, value_name = "COMMAND", requires = "save", allow_hyphen_values = true)]
     under: Option<String>,
+    #[command(flatten)]
+    sim: Choice,
 }
 
 /// [`mhc_core::Level`] on the command line.
@@ -67,6 +74,12 @@ impl Level {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if !args.sim.here()? {
+        return Ok(());
+    }
+    if sim::simulated().is_some() && args.backend != Which::Hip {
+        bail!("what is simulated is an AMD GPU: --sim goes with --backend hip");
+    }
     let probes = args.backend.probe()?;
     for probe in &probes {
         match probe.found {
@@ -75,12 +88,13 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let home = Home::find()?;
-    if let Some(file) = &args.save {
+    if args.save.is_some() || sim::simulated().is_some() {
         let device = match probes.as_slice() {
             [probe] => probe.found.as_ref().ok().and_then(|devices| devices.first()),
             _ => None,
         };
-        return save(args, &home, file, device.context("--save is for one backend: name it with --backend")?);
+        let device = device.context("--save is for one backend: name it with --backend")?;
+        return one_by_one(args, &home, args.save.as_deref(), device);
     }
     let shell = home.shell()?;
     shell.set_var("MHC_TEST_BACKEND", args.backend.name());
@@ -109,13 +123,13 @@ pub fn run(args: &Args) -> Result<()> {
 /// The programs that test what the backend's devices do, in the order in which they tell most.
 const PROGRAMS: &[&str] = &["conformance", "gpu", "properties"];
 
-/// Runs programs one after the other and keeps what they say; everything is run, whatever fails.
-fn save(args: &Args, home: &Home, file: &std::path::Path, device: &DeviceInfo) -> Result<()> {
+/// Runs programs one after the other and keeps what they say, in a file if there is one; everything is run, whatever fails.
+fn one_by_one(args: &Args, home: &Home, file: Option<&Path>, device: &DeviceInfo) -> Result<()> {
     if let Some(op) = &args.op {
         check_op(op)?;
     }
     let driver = machine::driver(device).unwrap_or_default();
-    let mut record = Conformance::of(file, &device.name, &driver)?;
+    let mut record = Conformance::of(file, &named(device), &driver)?;
     let programs = match home {
         Home::Checkout(_) => programs::tests(home)?,
         Home::Bundle(root) => {
@@ -150,13 +164,23 @@ fn save(args: &Args, home: &Home, file: &std::path::Path, device: &DeviceInfo) -
         }
         record.add(run);
         // After each: a run that is cut off leaves what was found.
-        record.save(file)?;
+        if let Some(file) = file {
+            record.save(file)?;
+        }
     }
     print!("\n{}", record.markdown());
     if failed.is_empty() { Ok(()) } else { bail!("failures in {}", failed.join(", ")) }
 }
 
-fn name(program: &std::path::Path) -> Result<String> {
+/// The device as records name it.
+fn named(device: &DeviceInfo) -> String {
+    match sim::simulated() {
+        Some(gpu) => format!("{gpu}, simulated"),
+        None => device.name.clone(),
+    }
+}
+
+fn name(program: &Path) -> Result<String> {
     Ok(program.file_name().context("a program has a name")?.to_string_lossy().into_owned())
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::report::markdown_table;
+use crate::{report::markdown_table, sim};
 
 /// Everything that was run on one kind of device.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ impl Run {
     /// Runs the program with everything it says shown, and counts.
     pub fn measure(mut self, program: &Path, arguments: &[String], variables: &[(&str, String)]) -> Result<Self> {
         let mut words: Vec<String> = self.under.iter().flat_map(|u| u.split_whitespace()).map(str::to_string).collect();
-        words.push(program.display().to_string());
+        words.extend(sim::words(program));
         words.extend(arguments.iter().cloned());
         words.extend(self.filter.clone());
         let mut command = Command::new(&words[0]);
@@ -130,10 +130,10 @@ impl Conformance {
     }
 
     /// The record in the file, or a new one. An error if it is of another device.
-    pub fn of(file: &Path, device: &str, driver: &str) -> Result<Self> {
-        if !file.exists() {
+    pub fn of(file: Option<&Path>, device: &str, driver: &str) -> Result<Self> {
+        let Some(file) = file.filter(|f| f.exists()) else {
             return Ok(Self { device: device.into(), driver: driver.into(), runs: Vec::new() });
-        }
+        };
         let record = Self::load(file)?;
         if (record.device.as_str(), record.driver.as_str()) != (device, driver) {
             let (theirs, drivers) = (&record.device, &record.driver);

@@ -3,19 +3,18 @@
 
 #![allow(clippy::print_stderr)] // a test program talks to its user
 
-use std::sync::OnceLock;
+use std::{ops::Range, sync::OnceLock};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use mhc_gfxsim::{
     arch::Arch,
+    compiler::Hiprtc,
     direct::{Direct, Object, Work},
     traffic::Counters,
 };
 
-mod hiprtc;
 mod models;
 
-use hiprtc::Hiprtc;
 use models::{Expected, Feature, GROUP};
 
 const KERNELS: &str = include_str!("kernels.hip");
@@ -31,7 +30,7 @@ struct Bench {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let compiler = Hiprtc::find().map(Hiprtc::keep);
+    let compiler = Hiprtc::find();
     let there = compiler.is_some() && Direct::new(Arch::Gfx942, 1).is_ok();
     if !there {
         eprintln!("AMD's compiler or disassembler is not there: all cases are ignored; see `cargo xtask sim setup`");
@@ -57,9 +56,16 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
+/// Where a buffer lies.
+fn range(buffer: &mut [u32]) -> Range<u64> {
+    let start = buffer.as_mut_ptr() as u64;
+    start..start + size_of_val(buffer) as u64
+}
+
 impl Bench {
     fn new(arch: Arch, compiler: &Hiprtc) -> Result<Self, String> {
-        let code = compiler.compile(KERNELS, arch.name())?;
+        let options = [format!("--offload-arch={}", arch.name()), "-O3".into(), "-std=c++17".into()];
+        let code = compiler.compile(KERNELS, &[], &options)?;
         Ok(Self { gpu: Direct::new(arch, 2)?, object: Object::load(&code)? })
     }
 
@@ -67,14 +73,16 @@ impl Bench {
         let (mut input, mut output) = (feature.input.clone(), vec![0u32; feature.output]);
         let arguments = [input.as_ptr() as u64, output.as_mut_ptr() as u64, feature.n.into()];
         let work = Work {
+            kernel: self.object.kernel(feature.name).ok_or("no such kernel")?,
             object: &self.object,
-            kernel: feature.name,
             groups: [feature.groups, 1, 1],
             items: [GROUP as u32, 1, 1],
+            shared: 0,
             arguments: &arguments,
-            buffers: &mut [&mut input, &mut output],
         };
-        let counters = self.gpu.launch(work).map_err(|fault| fault.0)?;
+        let ranges = [range(&mut input), range(&mut output)];
+        // SAFETY: both buffers live until the launch is done, and nothing else touches them.
+        let counters = unsafe { self.gpu.launch(&work, &ranges) }.map_err(|fault| fault.0)?;
         Ok((output, counters))
     }
 

@@ -1,8 +1,10 @@
 //! AMD's run-time compiler, which needs no GPU.
+//!
+//! The HIP backend has its own way to it, with a cache behind; this one is for direct launches.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use libloading::Library;
@@ -15,28 +17,29 @@ static ONE: Mutex<()> = Mutex::new(());
 type Program = *mut c_void;
 type Name = *const c_char;
 
-/// The library, which stays loaded: LLVM does not survive being loaded twice.
+/// The library. LLVM does not survive being loaded twice.
 pub struct Hiprtc(Library);
 
 impl Hiprtc {
-    /// Nothing, if there is none.
-    pub fn find() -> Option<Self> {
+    /// Nothing, if there is none. It stays loaded.
+    pub fn find() -> Option<&'static Self> {
+        static FOUND: OnceLock<Option<Hiprtc>> = OnceLock::new();
         // SAFETY: loading runs the initialisers of AMD's library, which is what this is for.
-        NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.ok()).map(Self)
+        let load = || NAMES.iter().find_map(|name| unsafe { Library::new(*name) }.ok()).map(Hiprtc);
+        FOUND.get_or_init(load).as_ref()
     }
 
-    /// Keeps the library from being unloaded.
-    pub fn keep(self) -> &'static Self {
-        Box::leak(Box::new(self))
-    }
-
-    /// The code object of a source, or what the compiler says.
-    pub fn compile(&self, source: &str, arch: &str) -> Result<Vec<u8>, String> {
+    /// The code object of a source that includes files of these names and texts, or what the compiler says.
+    pub fn compile(&self, source: &str, headers: &[(&str, &str)], options: &[String]) -> Result<Vec<u8>, String> {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let source = CString::new(source).map_err(|e| e.to_string())?;
-        let options = [format!("--offload-arch={arch}"), "-O3".into(), "-std=c++17".into()]
-            .map(|o| CString::new(o).unwrap_or_default());
-        let options = options.each_ref().map(|o| o.as_ptr());
+        let terminated = |text: &str| CString::new(text).map_err(|e| e.to_string());
+        let source = terminated(source)?;
+        let names = headers.iter().map(|(name, _)| terminated(name)).collect::<Result<Vec<_>, _>>()?;
+        let texts = headers.iter().map(|(_, text)| terminated(text)).collect::<Result<Vec<_>, _>>()?;
+        let options = options.iter().map(|o| terminated(o)).collect::<Result<Vec<_>, _>>()?;
+        let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let (texts, names, options) = (pointers(&texts), pointers(&names), pointers(&options));
+        let count = headers.len() as c_int;
         let mut program: Program = std::ptr::null_mut();
         // SAFETY: hiprtc's header declares these functions with these types in every version; strings are terminated, places are large
         // enough, and the program is used between its creation and its end.
@@ -44,8 +47,8 @@ impl Hiprtc {
             let create: Creates = self.function(b"hiprtcCreateProgram")?;
             let compile: Compiles = self.function(b"hiprtcCompileProgram")?;
             let destroy: Destroys = self.function(b"hiprtcDestroyProgram")?;
-            let status =
-                create(&mut program, source.as_ptr(), c"features.hip".as_ptr(), 0, std::ptr::null(), std::ptr::null());
+            let name = c"kernels.hip".as_ptr();
+            let status = create(&mut program, source.as_ptr(), name, count, texts.as_ptr(), names.as_ptr());
             if status != 0 {
                 return Err(format!("hiprtcCreateProgram: {status}"));
             }
