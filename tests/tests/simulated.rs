@@ -10,9 +10,10 @@ use std::sync::{Arc, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial as Case};
-use mhc_core::{AnyOp, DType, Dims, Level, Problem, Stream, ops::StaticLayer};
+use mhc_core::{AnyOp, DType, Dims, Level, Problem, Stream};
 use mhc_gfxsim::{arch::Arch, traffic::Counters};
 use mhc_tests::{
+    bench::amd,
     check::Trial,
     data,
     run::{How, run},
@@ -195,7 +196,7 @@ const MOST: f64 = 30.0;
 
 /// The time that an MI300X's memory takes for what the best-known published shape's kernel moves, in f32.
 fn predicted() -> Result<()> {
-    let problem = Problem::new(StaticLayer::default(), Dims::new(1024, 4, 1920), DType::F32);
+    let problem = amd::layer(Dims::new(1024, 4, 1920), DType::F32);
     let (moved, _) = moved(&problem)?;
     let us = (moved.read_bytes + moved.written_bytes) as f64 / MI300X;
     println!("{problem}: {us:.1} µs at 5.3 TB/s");

@@ -64,11 +64,7 @@ impl Direct {
         let [x, y, z] = work.items;
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         let mut arguments = work.arguments.to_vec();
-        arguments.extend([
-            pair(work.groups[0], work.groups[1]),
-            pair(work.groups[2], x | y << 16),
-            pair(z, 0),
-        ]);
+        arguments.extend([pair(work.groups[0], work.groups[1]), pair(work.groups[2], x | y << 16), pair(z, 0)]);
         arguments.resize(work.arguments.len() + IMPLICIT_WORDS, 0);
         // The packet's first words tell a kernel the sizes of the launch, too.
         let packet = [2, x | y << 16, z, grid[0], grid[1], grid[2], 0, 0];

@@ -1,6 +1,6 @@
 //! Work whose times somebody published on AMD's GPUs: static layers at sizes of the fork of mHC.cu for them.
 
-use mhc_core::{DType, Dims, Problem, ops::StaticLayer};
+use mhc_core::{DType, Dims, Numerics, Problem, ops::StaticLayer};
 
 use super::Bench;
 
@@ -8,13 +8,15 @@ use super::Bench;
 const TOKENS: [usize; 5] = [128, 256, 320, 512, 1024];
 const CHANNELS: [usize; 3] = [1280, 1920, 2560];
 
+/// mHC.cu's layer, in its conventions.
+pub fn layer(dims: Dims, act: DType) -> Problem {
+    Problem::new(StaticLayer { numerics: Numerics::mhc_cu(), norm_eps: 1e-5 }, dims, act)
+}
+
 /// Every row.
 pub fn suite() -> Vec<Bench> {
     let sizes = CHANNELS.into_iter().flat_map(|c| TOKENS.map(|t| Dims::new(t, 4, c)));
-    let bench = |(d, act): (Dims, DType)| {
-        let problem = Problem::new(StaticLayer::default(), d, act);
-        Bench::new(format!("static_layer.fwd/{act}/{d}"), vec![problem])
-    };
+    let bench = |(d, act): (Dims, DType)| Bench::new(format!("static_layer.fwd/{act}/{d}"), vec![layer(d, act)]);
     sizes.flat_map(|d| [(d, DType::F32), (d, DType::Bf16)]).map(bench).collect()
 }
 

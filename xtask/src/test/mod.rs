@@ -154,6 +154,7 @@ fn one_by_one(args: &Args, home: &Home, file: Option<&Path>, device: &DeviceInfo
             op: args.op.clone(),
             filter: args.filter.clone(),
             under: args.under.clone(),
+            simulated: sim::simulated(),
             date: machine::today(),
             commit: home.commit(),
             ..Run::default()
@@ -175,7 +176,8 @@ fn one_by_one(args: &Args, home: &Home, file: Option<&Path>, device: &DeviceInfo
 /// The device as records name it.
 fn named(device: &DeviceInfo) -> String {
     match sim::simulated() {
-        Some(gpu) => format!("{gpu}, simulated"),
+        // One record is of all GPUs that are simulated; each of its runs says which.
+        Some(_) => "AMD GPUs, simulated".into(),
         None => device.name.clone(),
     }
 }

@@ -40,6 +40,9 @@ pub struct Run {
     /// What watched it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub under: Option<String>,
+    /// The GPU that was simulated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated: Option<String>,
     /// Year, month, day.
     pub date: String,
     /// The commit.
@@ -109,14 +112,22 @@ impl Run {
     }
 
     fn same_kind(&self, other: &Self) -> bool {
-        let kind = |r: &Self| (r.program.clone(), r.level.clone(), r.op.clone(), r.filter.clone(), r.under.clone());
+        let kind = |r: &Self| {
+            [Some(&r.program), Some(&r.level), r.op.as_ref(), r.filter.as_ref(), r.under.as_ref(), r.simulated.as_ref()]
+                .map(|part| part.cloned())
+        };
         kind(self) == kind(other)
     }
 
     /// What was run, as a reader would say it.
     fn what(&self) -> String {
         let mut text = format!("`{}`, {}", self.program, self.level);
-        for (name, value) in [("operator", &self.op), ("cases with", &self.filter), ("under", &self.under)] {
+        for (name, value) in [
+            ("on simulated", &self.simulated),
+            ("operator", &self.op),
+            ("cases with", &self.filter),
+            ("under", &self.under),
+        ] {
             text += &value.as_ref().map_or(String::new(), |v| format!(", {name} `{v}`"));
         }
         text
@@ -140,6 +151,15 @@ impl Conformance {
             bail!("{} is of {theirs} with driver {drivers}, this is {device} with {driver}", file.display());
         }
         Ok(record)
+    }
+
+    /// Whether every case of an operator passed on this simulated GPU.
+    pub fn proves(&self, op: &str, gpu: &str) -> bool {
+        let of_op = |r: &Run| r.op.as_ref().is_none_or(|only| op == only || op.strip_suffix("_bwd") == Some(only));
+        let all = |r: &&Run| {
+            r.program == "conformance" && r.simulated.as_deref() == Some(gpu) && r.filter.is_none() && of_op(r)
+        };
+        self.runs.iter().filter(all).any(|r| r.clean && r.failed == 0 && r.passed > 0)
     }
 
     pub fn add(&mut self, run: Run) {

@@ -11,6 +11,7 @@ use crate::{
     bench,
     doctor::{self, Accuracy},
     report::markdown_table,
+    sim::Gpu,
     test::Conformance,
 };
 
@@ -89,6 +90,7 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
     let mut speed = String::new();
     let mut conformance = String::new();
     let mut records = Vec::new();
+    let mut proofs = Vec::new();
     let pictures = pictures(files);
     let mut paths: Vec<_> =
         files.iter().filter(|f| f.path.starts_with(RECORDS) && f.is(&["json"])).map(|f| &f.path).collect();
@@ -97,7 +99,11 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
         let file = root.join(path);
         match path.trim_start_matches(RECORDS).split('-').next() {
             Some("accuracy") => records.push(Accuracy::load(&file)?),
-            Some("conformance") => conformance += &Conformance::load(&file)?.markdown(),
+            Some("conformance") => {
+                let record = Conformance::load(&file)?;
+                conformance += &record.markdown();
+                proofs.push(record);
+            }
             Some("bench" | "bars") => {
                 let picture = pictures.iter().find(|(_, of)| of == path).map(|(picture, _)| picture.as_str());
                 let shown = bench::highlights(&Record::load(&file)?, picture);
@@ -108,7 +114,7 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
     }
     parts.insert("speed", speed);
     parts.insert("conformance", conformance);
-    parts.insert("support", support(files, &records, &cases));
+    parts.insert("support", support(files, &records, &proofs, &cases));
     parts.insert("accuracy", records.iter().map(Accuracy::markdown).collect());
     Ok(parts)
 }
@@ -180,6 +186,7 @@ fn gpus() -> [(&'static str, GpuCaps); 2] {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Tested,
+    Simulated,
     Compiled,
     Source,
     Missing,
@@ -188,7 +195,8 @@ enum State {
 impl State {
     fn name(self) -> &'static str {
         match self {
-            Self::Tested => "tested",
+            Self::Tested => "tested on hardware",
+            Self::Simulated => "tested on simulated devices",
             Self::Compiled => "compiled",
             Self::Source => "source",
             Self::Missing => "missing",
@@ -196,8 +204,16 @@ impl State {
     }
 }
 
-/// `tested` needs a record of a self-test on such a device, `compiled` an image of every source that the plan launches.
-fn state(files: &[File], records: &[Accuracy], case: &Case, backend: &str, caps: &GpuCaps) -> State {
+/// `tested` needs a record of a self-test on such a device, `simulated` one of conformance on every GPU that is simulated, `compiled` an
+/// image of every source that the plan launches.
+fn state(
+    files: &[File],
+    records: &[Accuracy],
+    proofs: &[Conformance],
+    case: &Case,
+    backend: &str,
+    caps: &GpuCaps,
+) -> State {
     let op = case.op.desc().name;
     let mut devices = records.iter().flat_map(|r| &r.devices).filter(|d| d.device.starts_with(backend));
     let right = |rows: &[doctor::Row]| {
@@ -206,6 +222,9 @@ fn state(files: &[File], records: &[Accuracy], case: &Case, backend: &str, caps:
     };
     if devices.any(|d| right(&d.rows)) {
         return State::Tested;
+    }
+    if backend == "hip" && Gpu::ALL.iter().all(|gpu| proofs.iter().any(|p| p.proves(op, gpu.name()))) {
+        return State::Simulated;
     }
     let Ok(plan) = case.op.plan(&case.dims, DType::Bf16, caps) else { return State::Missing };
     let image = |source: &str| {
@@ -216,23 +235,31 @@ fn state(files: &[File], records: &[Accuracy], case: &Case, backend: &str, caps:
 }
 
 /// Of the CPU every operator is tested: the compiler demands a kernel, and every run of the tests compares it.
-fn support(files: &[File], records: &[Accuracy], cases: &[Case]) -> String {
+fn support(files: &[File], records: &[Accuracy], proofs: &[Conformance], cases: &[Case]) -> String {
     let worst = |pair: &[Option<&OpDesc>], backend: &str, caps: &GpuCaps| {
         let states = pair.iter().flatten().filter_map(|desc| {
             let case = cases.iter().find(|c| c.op.desc().name == desc.name && c.dims.tokens > 0)?;
-            Some(state(files, records, case, backend, caps))
+            Some(state(files, records, proofs, case, backend, caps))
         });
-        states.max().unwrap_or(State::Missing).name().to_string()
+        states.max().unwrap_or(State::Missing)
     };
     let row = |(forward, backward): (&'static OpDesc, Option<&'static OpDesc>)| {
         let both = if backward.is_some() { "forward, backward" } else { "forward" };
-        let gpus = gpus().map(|(backend, caps)| worst(&[Some(forward), backward], backend, &caps));
-        [format!("`{}`", forward.name), both.into(), "tested".into()].into_iter().chain(gpus).collect()
+        let gpus = gpus().map(|(backend, caps)| worst(&[Some(forward), backward], backend, &caps).name().to_string());
+        [format!("`{}`", forward.name), both.into(), State::Tested.name().into()].into_iter().chain(gpus).collect()
     };
     let mut text = String::new();
     markdown_table(&mut text, &["operator", "", "CPU", "NVIDIA", "AMD"], 5, &pairs().map(row).collect::<Vec<_>>());
+    let [_, (hip, caps)] = gpus();
+    if pairs().all(|(forward, backward)| worst(&[Some(forward), backward], hip, &caps) == State::Simulated) {
+        text += &format!("\nAMD: {SIMULATED}.\n");
+    }
     text
 }
+
+/// What may be said of a backend whose every operator passed on simulated GPUs and none on real ones.
+const SIMULATED: &str =
+    "verified on AMD's HIP runtime with simulated gfx942, gfx950 and gfx1100 devices; not yet timed on AMD hardware";
 
 fn presets() -> String {
     let row = |(name, v): &(&str, Numerics)| {
