@@ -83,6 +83,7 @@ impl Direct {
             descriptor: start + at as u64,
             arguments: arguments.as_ptr() as u64,
             packet: packet.as_ptr() as u64,
+            tracked: true,
         };
         dispatch::run(self.arch, &self.code, &Memory::exact(ranges), &launch, self.threads)
     }

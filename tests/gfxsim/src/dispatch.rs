@@ -11,7 +11,7 @@ use crate::{
     descriptor::Descriptor,
     group::Group,
     memory::{Fault, Memory},
-    traffic::Counters,
+    traffic::{Counters, Touched},
 };
 
 /// What is launched.
@@ -31,6 +31,8 @@ pub struct Launch {
     pub arguments: u64,
     /// Where the packet lies that asked for it.
     pub packet: u64,
+    /// Count different lines of memory, too.
+    pub tracked: bool,
 }
 
 impl Launch {
@@ -51,6 +53,7 @@ pub fn run(arch: Arch, code: &Code, memory: &Memory, launch: &Launch, threads: u
     let total = groups.iter().map(|g| u64::from(*g)).product::<u64>();
     let next = AtomicU64::new(0);
     let done: Mutex<Result<Counters, Fault>> = Mutex::new(Ok(Counters { dispatches: 1, ..Counters::default() }));
+    let touched = Mutex::new(Touched::default());
     let work = || {
         let mut pages = Pages::new(code, memory);
         let mut group = Group::new(arch, memory, launch, &descriptor);
@@ -71,6 +74,9 @@ pub fn run(arch: Arch, code: &Code, memory: &Memory, launch: &Launch, threads: u
                 break Err(Fault(format!("workgroup {id:?}: {}", fault.0)));
             }
         };
+        if let Some(mine) = group.touched() {
+            touched.lock().unwrap_or_else(PoisonError::into_inner).add(mine);
+        }
         let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
         match (outcome, done.as_mut()) {
             (Ok(()), Ok(all)) => all.add(&counters),
@@ -85,5 +91,7 @@ pub fn run(arch: Arch, code: &Code, memory: &Memory, launch: &Launch, threads: u
         });
         work();
     });
-    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let mut counters = done.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    counters.different_lines = touched.into_inner().unwrap_or_else(PoisonError::into_inner).count();
+    Ok(counters)
 }

@@ -7,7 +7,7 @@ use crate::{
     dispatch::Launch,
     inst::{Dpp, Inst, Operand},
     memory::{Fault, Memory},
-    traffic::Counters,
+    traffic::{Counters, Touched},
     wave::{JUNK_BYTE, State, Wave},
 };
 
@@ -20,6 +20,7 @@ pub struct Group<'a> {
     descriptor: &'a Descriptor,
     waves: Vec<Wave<'a>>,
     lds: Vec<u8>,
+    touched: Option<Touched>,
 }
 
 /// Chooses the order of waves, the same in every run.
@@ -45,7 +46,13 @@ impl<'a> Group<'a> {
             wave
         };
         let waves = (0..items.div_ceil(descriptor.width)).map(wave).collect();
-        Self { launch, descriptor, waves, lds: vec![0; launch.lds as usize] }
+        Self {
+            launch,
+            descriptor,
+            waves,
+            lds: vec![0; launch.lds as usize],
+            touched: launch.tracked.then(Touched::default),
+        }
     }
 
     /// Runs workgroup `id`, the `index`-th of the launch.
@@ -74,8 +81,10 @@ impl<'a> Group<'a> {
                 let wave = &mut self.waves[*k];
                 // Whichever wave runs has the workgroup's memory.
                 std::mem::swap(&mut self.lds, &mut wave.lds);
+                std::mem::swap(&mut self.touched, &mut wave.touched);
                 step(wave, pages);
                 std::mem::swap(&mut self.lds, &mut wave.lds);
+                std::mem::swap(&mut self.touched, &mut wave.touched);
                 if let State::Faulted(fault) = &wave.state {
                     return Err(fault.clone());
                 }
@@ -87,6 +96,13 @@ impl<'a> Group<'a> {
         }
         self.waves.iter().for_each(|w| counters.add(&w.counters));
         Ok(())
+    }
+}
+
+impl Group<'_> {
+    /// The lines that were touched, where they are wanted.
+    pub fn touched(&self) -> Option<&Touched> {
+        self.touched.as_ref()
     }
 }
 

@@ -185,6 +185,7 @@ impl Server {
             descriptor: self.read(packet + at::DESCRIPTOR),
             arguments: self.read(packet + at::ARGUMENTS),
             packet,
+            tracked: false,
         })
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     inst::{Inst, Operand, scalar},
     memory::{Fault, Memory, Window},
-    traffic::Counters,
+    traffic::{Counters, Touched},
 };
 
 /// A vector register, or what a source gives to each lane. Waves of 32 use the lower half.
@@ -51,6 +51,8 @@ pub struct Wave<'a> {
     pub clears_upper_half: bool,
     pub state: State,
     pub counters: Counters,
+    /// The dispatch's lines, while this wave runs, where they are wanted.
+    pub touched: Option<Touched>,
     pub executed: u64,
 }
 
@@ -74,6 +76,7 @@ impl<'a> Wave<'a> {
             clears_upper_half: false,
             state: State::Running,
             counters: Counters::default(),
+            touched: None,
             executed: 0,
         }
     }

@@ -28,7 +28,7 @@ struct Package {
 pub fn unpack(tree: &Tree) -> Result<()> {
     let shell = Shell::new()?;
     let folder = tree.downloads();
-    let options = prepare(&shell, &folder)?;
+    let options = &prepare(&shell, &folder)?;
     cmd!(shell, "apt-get {options...} --quiet=2 update").run().context("asking for the list of packages")?;
     let list = cmd!(shell, "apt-get {options...} --quiet=2 --no-install-recommends --print-uris install {WANTED...}");
     let list = list.read().context("asking what the packages need")?;

@@ -85,6 +85,13 @@ pub fn count(w: &mut Wave<'_>, i: &Inst, kind: Kind, addresses: &[u64; 64], size
     if matches!(i.space, Space::Global | Space::Flat) {
         let mask = w.exec();
         w.counters.access(kind, addresses, mask, size);
+        touch(w, kind, addresses, mask, size);
+    }
+}
+
+fn touch(w: &mut Wave<'_>, kind: Kind, addresses: &[u64; 64], mask: u64, size: u64) {
+    if let Some(touched) = &mut w.touched {
+        touched.access(kind, addresses, mask, size);
     }
 }
 
@@ -179,7 +186,8 @@ fn load_scalars(w: &mut Wave<'_>, i: &Inst) {
     };
     let address = w.scalar64(i.operands[1]).wrapping_add_signed(offset + i.offset) & !3;
     let Some(place) = w.global(address, 4 * u64::from(words)) else { return };
-    w.counters.access(Kind::Read, &[address; 64], 1, 4 * u64::from(words));
+    w.counters.scalar_bytes += 4 * u64::from(words);
+    touch(w, Kind::Read, &[address; 64], 1, 4 * u64::from(words));
     for r in 0..words as usize {
         // SAFETY: `global` found room for all words.
         w.scalars[d as usize + r] = unsafe { place.cast::<u32>().add(r).read_unaligned() };
