@@ -4,7 +4,7 @@
 //! Where AMD's compiler and disassembler are not in the loader's path, every case is reported as ignored, by name:
 //! `cargo xtask sim test` runs them.
 
-#![allow(clippy::print_stderr)] // a test program talks to its user
+#![allow(clippy::print_stderr, clippy::print_stdout)] // a test program talks to its user
 
 use std::sync::{Arc, PoisonError};
 
