@@ -117,7 +117,8 @@ fn tidy(shell: &Shell) -> Result<Skipped> {
 }
 
 fn kernels(shell: &Shell) -> Result<Skipped> {
-    cmd!(shell, "cargo xtask kernels --backend all --check").run()?;
+    // AMD's are not committed yet: the runtime's own compiler makes them where they are wanted.
+    cmd!(shell, "cargo xtask kernels --backend cuda --check").run()?;
     Ok(None)
 }
 
