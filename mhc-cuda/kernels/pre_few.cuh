@@ -195,7 +195,8 @@ template <bool POST> DEVICE void pre_few_products(const PreFewProducts& a) {
         float* to = a.units + ((block_y() * rows + row) * blocks_x() + unit) * SUMS;
         const float two[2] = {acc[h * 2] + apart[h * 2], acc[h * 2 + 1] + apart[h * 2 + 1]};
         store(to + tile * 8 + q * 2, two);
-        if (tile == 0 && q == 0) to[P] = square[h];
+        // With what fills its 16 bytes: they are read together.
+        if (tile == 0) to[P + q] = q == 0 ? square[h] : 0.0f;
     }
 }
 

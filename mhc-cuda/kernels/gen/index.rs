@@ -82,7 +82,7 @@
     Image { source: "pre", dtype: "f32", target: "sm_90", offset: 0, bytes: 260888, data: include_bytes!("pre.f32.sm_90.cubin.zst") },
     Image { source: "pre_cluster", dtype: "bf16", target: "sm_90a", offset: 0, bytes: 1109344, data: include_bytes!("pre_cluster.bf16.sm_90a.cubin.zst") },
     Image { source: "pre_cluster", dtype: "f16", target: "sm_90a", offset: 0, bytes: 847328, data: include_bytes!("pre_cluster.f16.sm_90a.cubin.zst") },
-    Image { source: "pre_few", dtype: "bf16", target: "sm_90a", offset: 0, bytes: 85696, data: include_bytes!("pre_few.bf16.sm_90a.cubin.zst") },
+    Image { source: "pre_few", dtype: "bf16", target: "sm_90a", offset: 0, bytes: 85952, data: include_bytes!("pre_few.bf16.sm_90a.cubin.zst") },
     Image { source: "project", dtype: "bf16", target: "compute_80", offset: 0, bytes: 100160, data: include_bytes!("project.bf16.compute_80.ptx.zst") },
     Image { source: "project", dtype: "bf16", target: "sm_100", offset: 0, bytes: 70352, data: include_bytes!("project.bf16.sm_100.cubin.zst") },
     Image { source: "project", dtype: "bf16", target: "sm_120", offset: 0, bytes: 71920, data: include_bytes!("project.bf16.sm_120.cubin.zst") },
