@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use sha2::{Digest, Sha256};
 use xshell::Shell;
 
@@ -49,17 +49,22 @@ pub fn run<V: Vendor>(args: &Args, home: &Home) -> Result<()> {
     if args.fresh {
         return fresh(&old, &stale);
     }
-    let built = if stale.is_empty() {
-        BTreeMap::new()
+    let (built, failed) = if stale.is_empty() {
+        Default::default()
     } else {
         compile::<V>(&V::open(&sh, home.root())?, &stale, &inputs, &old)?
     };
     println!("{}", summary(&built));
+    let failed = || if failed.is_empty() { Ok(()) } else { Err(anyhow!("{}", failed.join("\n"))) };
     if args.check {
+        failed()?;
         compare(&folder, &old, &all, &built, args.only.is_empty())?;
         within_budget(&old)
     } else {
-        within_budget(&write::<V>(&sh, &folder, old, &all, built)?)
+        // What did compile need not be compiled again.
+        let new = write::<V>(&sh, &folder, old, &all, built)?;
+        failed()?;
+        within_budget(&new)
     }
 }
 
@@ -89,13 +94,13 @@ pub fn data_file(folder: &Path, frame: &str) -> PathBuf {
     folder.join(format!("{frame}.zst"))
 }
 
-/// Runs the jobs on all processors, a frame at a time.
+/// Runs the jobs on all processors, a frame at a time; what came of them, and why some failed.
 fn compile<V: Vendor>(
     vendor: &V,
     jobs: &[&Job],
     inputs: &BTreeMap<String, String>,
     old: &Manifest<V::Taken>,
-) -> Result<All<V::Taken>> {
+) -> Result<(All<V::Taken>, Vec<String>)> {
     let mut frames: BTreeMap<String, Vec<&Job>> = BTreeMap::new();
     jobs.iter().for_each(|job| frames.entry(job.frame()).or_default().push(job));
     let frames: Vec<_> = frames.into_iter().collect();
@@ -116,9 +121,8 @@ fn compile<V: Vendor>(
     });
     progress.finish_and_clear();
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let failed: Vec<_> = done.iter().filter_map(|built| Some(format!("{:#}", built.as_ref().err()?))).collect();
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    Ok(done.into_iter().flatten().flatten().collect())
+    let failed = done.iter().filter_map(|built| Some(format!("{:#}", built.as_ref().err()?))).collect();
+    Ok((done.into_iter().flatten().flatten().collect(), failed))
 }
 
 /// The images of a frame, and if one is not what was made of the same input before, others: not every assembler always gives the same

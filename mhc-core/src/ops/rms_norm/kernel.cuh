@@ -139,8 +139,8 @@ template <class E, u32 N> DEVICE void rms_norm_bwd_w(const RmsNormWeight<E>& a) 
     a.parts[(u64)block_y() * a.channels + c] = sum;
 }
 
-#define MHC_KERNEL_rms_norm_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 4, RmsNormFwd<E>, rms_norm_fwd<E, N, true>)
-#define MHC_KERNEL_rms_norm_fwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 4, RmsNormFwd<E>, rms_norm_fwd<E, N, false>)
+#define MHC_KERNEL_rms_norm_fwd(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 3, RmsNormFwd<E>, rms_norm_fwd<E, N, true>)
+#define MHC_KERNEL_rms_norm_fwd_any(NAME, E, N) MHC_ENTRY_RESIDENT(NAME, 256, 3, RmsNormFwd<E>, rms_norm_fwd<E, N, false>)
 #define MHC_KERNEL_rms_norm_bwd(NAME, E, N) MHC_ENTRY(NAME, 256, RmsNormBwd<E>, rms_norm_bwd<E, N, true>)
 #define MHC_KERNEL_rms_norm_bwd_any(NAME, E, N) MHC_ENTRY(NAME, 256, RmsNormBwd<E>, rms_norm_bwd<E, N, false>)
 #define MHC_KERNEL_rms_norm_bwd_w(NAME, E, N) MHC_ENTRY(NAME, 256, RmsNormWeight<E>, rms_norm_bwd_w<E, N>)
