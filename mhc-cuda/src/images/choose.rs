@@ -16,7 +16,7 @@ pub(crate) fn candidates<'a>(images: &'a [Image], source: &str, dtype: &str, cap
 
 /// How far a target is from a device, 0 for its own; `None` where it does not run. Capabilities are ten times the major version plus
 /// the minor: 90 for 9.0, 120 for 12.0.
-fn rank(target: &str, capability: u32) -> Option<u32> {
+pub(super) fn rank(target: &str, capability: u32) -> Option<u32> {
     const ASSEMBLY: u32 = 1000;
     if let Some(oldest) = target.strip_prefix("compute_") {
         let oldest: u32 = oldest.parse().ok()?;

@@ -6,6 +6,8 @@ use mhc_core::{
     ops,
 };
 
+use super::choose;
+
 /// Sources that use what not every device has; `arch` of their entries says what: `sm80` for all of compute capability 8.0 and
 /// above, `sm90a` for 9.0 alone. Plans find their kernels by name in [`GpuCaps::tuned`](mhc_core::gpu::GpuCaps::tuned).
 const TUNED: &[Source] = &[
@@ -92,14 +94,16 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
     ops::SOURCES.iter().chain(TUNED)
 }
 
-/// What a source is compiled for: as `nvrtc` names it, `sm_90` or `compute_80`.
+/// What a source is compiled for: as `nvrtc` names it, `sm_90` or `compute_80`. Tuned ones are machine code alone: they are chosen for
+/// devices on which they were measured, and a fortieth of the crate would go into their assembly.
 pub fn targets(source: &Source) -> Vec<String> {
     let (arch, only) = requirement(source);
     if only {
         return vec![format!("sm_{arch}a")];
     }
-    let capability = |target: &str| target.rsplit('_').next().and_then(|n| n.parse::<u32>().ok());
-    PORTABLE.into_iter().filter(|target| capability(target) >= Some(arch)).map(String::from).collect()
+    let machine = |target: &str| target.strip_prefix("sm_").and_then(|n| n.parse::<u32>().ok());
+    let wanted = |target: &&str| arch == 0 || machine(target).is_some_and(|capability| capability >= arch);
+    PORTABLE.into_iter().filter(wanted).map(String::from).collect()
 }
 
 /// What NVRTC is asked for on a device of this compute capability.
@@ -115,12 +119,9 @@ fn requirement(source: &Source) -> (u32, bool) {
     (number.parse().unwrap_or(0), arch.ends_with('a'))
 }
 
-/// The entries of the tuned sources that run on a device of this compute capability, with their sources.
+/// The entries of the tuned sources that there is machine code of for a device of this compute capability, with their sources.
 pub fn tuned(capability: u32) -> Vec<(&'static str, Entry)> {
-    let runs = |source: &&Source| match requirement(source) {
-        (arch, true) => capability == arch,
-        (arch, false) => capability >= arch,
-    };
+    let runs = |source: &&Source| targets(source).iter().any(|target| choose::rank(target, capability).is_some());
     TUNED.iter().filter(runs).flat_map(|s| (s.entries)().into_iter().map(|e| (s.name, e))).collect()
 }
 
@@ -128,4 +129,22 @@ pub fn tuned(capability: u32) -> Vec<(&'static str, Entry)> {
 pub fn options(target: &str) -> Vec<String> {
     let architecture = format!("--gpu-architecture={target}");
     [&architecture, "--std=c++17", "--ptxas-options=-v"].map(String::from).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tuned_sources_are_for_devices_with_machine_code_of_them() {
+        let has = |capability, source| tuned(capability).iter().any(|(name, _)| *name == source);
+        for capability in [80, 89, 90, 100, 103, 120, 121] {
+            assert!(has(capability, "project_fwd_mma"), "{capability}");
+            assert_eq!(has(capability, "pre_cluster"), capability == 90, "{capability}");
+        }
+        assert!(tuned(75).is_empty() && tuned(110).is_empty() && tuned(130).is_empty());
+        for source in TUNED {
+            assert!(targets(source).iter().all(|target| target.starts_with("sm_")), "{}", source.name);
+        }
+    }
 }
