@@ -64,7 +64,11 @@ struct CoefficientsBwd {
     alignas(8) u32 near;
 };
 
-DEVICE float of_group(const float (&alpha)[3], u32 n, u32 e) { return e < n ? alpha[0] : e < 2 * n ? alpha[1] : alpha[2]; }
+DEVICE float of_group(const float (&alpha)[3], u32 n, u32 e) {
+    // Chosen among values: a place in an array would have to be in memory.
+    const float pre = alpha[0], post = alpha[1], res = alpha[2];
+    return e < n ? pre : e < 2 * n ? post : res;
+}
 
 // The gradient of t of one token, `put(e, v)`; by a thread or by a wave.
 template <u32 N, class F>
@@ -73,7 +77,7 @@ DEVICE void token_bwd(const CoefficientsBwd& a, u32 n, u64 t, const float (&alph
     const float *z = a.z.at(t), *up = a.d_mixes.at(t);
     float* mixes = a.mixes.p ? a.mixes.at(t) : (float*)0;
     for (u32 e = Owner<N>::THREAD ? 0 : lane_index(); e < 2 * n; e += one) {
-        const float v = fused(e < n ? alpha[0] : alpha[1], z[e], a.bias[e]);
+        const float v = fused(of_group(alpha, n, e), z[e], a.bias[e]);
         // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
         const float s = sigmoid(v);
         if (mixes) mixes[e] = e < n ? s + a.pre_eps : a.post_mult * s;
