@@ -87,7 +87,8 @@ impl Stream {
     }
 
     /// Loads or compiles what the problem needs and makes room for its scratch memory, so that [`run`](Stream::run) with the same
-    /// problem neither allocates, waits nor compiles.
+    /// problem neither allocates, waits nor compiles. But for the first call on a GPU whose rows do not lie at multiples of 16 bytes: what
+    /// such operands want is loaded then.
     pub fn prepare(&self, p: &Problem) -> Result<Arc<dyn Kernel>> {
         validate::problem(p)?;
         let kernel = self.0.device.kernel(p)?;

@@ -7,11 +7,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use mhc_core::{
     AnyOp, DType, DevPtr, Device, Dims, Error, Problem, RawView, Stream, Tensor, View,
     gpu::{self, Event, Graph, Pinned},
-    ops::Post,
+    ops::{Post, Pre},
 };
 use mhc_tests::{
     batch, cases, check, data, devices,
-    run::{How, run},
+    run::{Arena, How, Placement, run},
 };
 
 type Outcome = Result<(), Failed>;
@@ -22,6 +22,7 @@ const TRIALS: &[(&str, Check)] = &[
     ("graph", graph),
     ("graph_unprepared", graph_unprepared),
     ("graph_allocates", graph_allocates),
+    ("graph_loads", graph_loads),
     ("event", event),
     ("pinned", pinned),
     ("copy", copy),
@@ -149,6 +150,23 @@ fn graph_allocates(device: &Arc<dyn Device>) -> Outcome {
     let message = error.map_or_else(|e| e.to_string(), |_| "no error".into());
     assert!(message.contains("captured"), "{message}");
     expected(&stream, 0.1)?;
+    Ok(())
+}
+
+/// What operands at odd places want is loaded by the first call that has some, be it in a capture; it is the first if only this is run.
+fn graph_loads(device: &Arc<dyn Device>) -> Outcome {
+    let stream = Stream::new(device.clone())?;
+    let p = Problem::new(Pre::default(), Dims::new(33, 4, 256), DType::Bf16);
+    let operands = data::operands(&p, data::seed(&p.to_string()))?;
+    stream.prepare(&p)?;
+    let padded = How { placement: Placement::Padded, ..How::PLAIN };
+    let mut arena = Arena::new(&stream, &p, &operands, padded.placement, padded.fill)?;
+    let (ins, mut outs) = arena.views();
+    let mut graph = Graph::capture(&stream, || stream.run(&p, &ins, &mut outs))?;
+    // SAFETY: the operands are alive and only this stream uses them.
+    unsafe { graph.replay(&stream)? };
+    stream.sync()?;
+    assert_eq!(arena.outputs()?, run(&stream, &p, &operands, padded)?);
     Ok(())
 }
 

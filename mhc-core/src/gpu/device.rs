@@ -6,10 +6,12 @@ use std::{
         HashMap,
         hash_map::Entry::{Occupied, Vacant},
     },
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    panic::resume_unwind,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
+    thread,
 };
 
-use super::{Arg, Entry, GpuCaps, GpuDriver, GpuQueue, Launch, Plan};
+use super::{Arg, Entry, Fallback, GpuCaps, GpuDriver, GpuQueue, Launch, Plan};
 use crate::{DType, DevPtr, Device, DeviceInfo, Dims, Error, Kernel, Problem, RawStream, RawView, Result, Support};
 
 /// The most problems whose kernels are remembered. A kernel is cheap to make again (its functions stay loaded), so that forgetting all
@@ -19,7 +21,6 @@ const MAX_KERNELS: usize = 4096;
 /// A GPU. Prepares a problem by planning it, loading the images of its launches and looking up their entry points, once each.
 pub struct GpuDevice<D: GpuDriver> {
     shared: Arc<Shared<D>>,
-    caps: GpuCaps,
     kernels: RwLock<Kernels>,
 }
 
@@ -28,6 +29,7 @@ struct Shared<D: GpuDriver> {
     // Before the driver, so that functions and modules go first.
     images: Mutex<HashMap<(&'static str, DType), Loaded<D>>>,
     driver: D,
+    caps: GpuCaps,
 }
 
 struct Loaded<D: GpuDriver> {
@@ -71,8 +73,8 @@ impl<D: GpuDriver> GpuDevice<D> {
             let why = "its driver does not report its capabilities".into();
             Error::Unsupported { op: "device", device: info.id.to_string(), why }
         })?;
-        let shared = Shared { images: Mutex::default(), driver };
-        Ok(Self { shared: Arc::new(shared), caps, kernels: RwLock::default() })
+        let shared = Shared { images: Mutex::default(), driver, caps };
+        Ok(Self { shared: Arc::new(shared), kernels: RwLock::default() })
     }
 
     /// The driver.
@@ -83,42 +85,43 @@ impl<D: GpuDriver> GpuDevice<D> {
     /// A plan with the functions of its launches.
     pub(super) fn prepare(&self, plan: Plan) -> Result<GpuKernel<D>> {
         let Plan { launches, workspace, fallback } = plan;
-        let (vectors, fallback) = fallback.map_or_else(Default::default, |f| (f.vectors, f.launches));
-        let launches = self.steps(launches)?;
-        let fallback = self.steps(fallback)?;
-        Ok(GpuKernel { shared: self.shared.clone(), launches, vectors, fallback, workspace })
+        let steps = self.shared.steps(&launches)?;
+        let otherwise = fallback.map(|plan| Otherwise { plan, steps: OnceLock::new() });
+        Ok(GpuKernel { shared: self.shared.clone(), steps, otherwise, workspace })
     }
+}
 
-    fn steps(&self, launches: Vec<Launch>) -> Result<Vec<Step<D>>> {
-        let some = |launch: &Launch| !launch.grid.contains(&0);
-        launches.into_iter().filter(some).map(|launch| self.step(launch)).collect()
+impl<D: GpuDriver> Shared<D> {
+    fn steps(&self, launches: &[Launch]) -> Result<Vec<Step<D>>> {
+        launches.iter().filter(|launch| !launch.grid.contains(&0)).map(|launch| self.step(launch.clone())).collect()
     }
 
     fn step(&self, mut launch: Launch) -> Result<Step<D>> {
         let function = self.function(&launch)?;
         if launch.resident {
-            launch.grid[0] = launch.grid[0].min(self.shared.driver.resident(function, &launch)?);
+            launch.grid[0] = launch.grid[0].min(self.driver.resident(function, &launch)?);
         }
         Ok(Step { function, launch })
     }
 
     fn function(&self, launch: &Launch) -> Result<D::Function> {
-        let driver = &self.shared.driver;
         let entry = || launch.entry.name(self.caps.wave);
         if launch.cells() > Launch::MAX_CELLS {
             let log = format!("{} cells of arguments, but at most {} are possible", launch.cells(), Launch::MAX_CELLS);
             return Err(Error::Compile { entry: entry(), arch: self.caps.arch.clone(), log });
         }
         let (source, dtype) = (launch.source, launch.entry.dtype);
-        let mut images = lock(&self.shared.images);
+        let mut images = lock(&self.images);
         let loaded = match images.entry((source, dtype)) {
             Occupied(loaded) => loaded.into_mut(),
-            Vacant(place) => place.insert(Loaded { functions: HashMap::new(), module: driver.load(source, dtype)? }),
+            Vacant(place) => {
+                place.insert(Loaded { functions: HashMap::new(), module: self.driver.load(source, dtype)? })
+            }
         };
         if let Some(f) = loaded.functions.get(&launch.entry) {
             return Ok(*f);
         }
-        let f = driver.function(&loaded.module, &entry())?;
+        let f = self.driver.function(&loaded.module, &entry())?;
         loaded.functions.insert(launch.entry, f);
         Ok(f)
     }
@@ -136,7 +139,7 @@ impl<D: GpuDriver> Device for GpuDevice<D> {
     }
 
     fn support(&self, p: &Problem) -> Support {
-        match p.op.plan(&p.dims, p.act, &self.caps) {
+        match p.op.plan(&p.dims, p.act, &self.shared.caps) {
             Ok(_) => Support::Yes,
             Err(Error::Unsupported { why, .. }) => Support::No(why),
             Err(e) => Support::No(e.to_string()),
@@ -147,7 +150,7 @@ impl<D: GpuDriver> Device for GpuDevice<D> {
         if let Some(kernel) = self.kernels.read().unwrap_or_else(PoisonError::into_inner).get(p) {
             return Ok(kernel);
         }
-        let kernel: Arc<dyn Kernel> = Arc::new(self.prepare(p.op.plan(&p.dims, p.act, &self.caps)?)?);
+        let kernel: Arc<dyn Kernel> = Arc::new(self.prepare(p.op.plan(&p.dims, p.act, &self.shared.caps)?)?);
         self.kernels.write().unwrap_or_else(PoisonError::into_inner).insert(p, kernel.clone());
         Ok(kernel)
     }
@@ -199,16 +202,39 @@ struct Step<D: GpuDriver> {
 /// A planned problem with its functions looked up.
 pub(super) struct GpuKernel<D: GpuDriver> {
     shared: Arc<Shared<D>>,
-    launches: Vec<Step<D>>,
-    /// Slots that `launches` wants at multiples of 16 bytes.
-    vectors: Vec<usize>,
-    fallback: Vec<Step<D>>,
+    steps: Vec<Step<D>>,
+    otherwise: Option<Otherwise<D>>,
     workspace: usize,
+}
+
+/// A [`Fallback`] whose images are loaded once an operand wants them: most never do, and unpacking is what a first call takes longest for.
+struct Otherwise<D: GpuDriver> {
+    plan: Fallback,
+    steps: OnceLock<Vec<Step<D>>>,
+}
+
+impl<D: GpuDriver> Otherwise<D> {
+    fn is_wanted(&self, slots: &[Option<RawView>]) -> bool {
+        !self.plan.vectors.iter().all(|&slot| view(slots, slot).is_none_or(|v| is_vector_aligned(&v)))
+    }
+
+    fn steps(&self, shared: &Shared<D>) -> Result<&[Step<D>]> {
+        if let Some(steps) = self.steps.get() {
+            return Ok(steps);
+        }
+        let load = || shared.steps(&self.plan.launches);
+        // By a thread of its own, because the caller's may be recording a stream's work and is not allowed to load anything then.
+        let steps = thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, load) {
+            Ok(loader) => loader.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => load(),
+        })?;
+        Ok(self.steps.get_or_init(|| steps))
+    }
 }
 
 impl<D: GpuDriver> fmt::Debug for GpuKernel<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.launches.iter().map(|s| &s.launch)).finish()
+        f.debug_list().entries(self.steps.iter().map(|s| &s.launch)).finish()
     }
 }
 
@@ -218,8 +244,11 @@ impl<D: GpuDriver> Kernel for GpuKernel<D> {
     }
 
     unsafe fn launch(&self, s: RawStream, slots: &[Option<RawView>], workspace: DevPtr) -> Result<()> {
-        let suits = self.vectors.iter().all(|&slot| view(slots, slot).is_none_or(|v| is_vector_aligned(&v)));
-        for Step { launch, function } in if suits { &self.launches } else { &self.fallback } {
+        let steps = match &self.otherwise {
+            Some(otherwise) if otherwise.is_wanted(slots) => otherwise.steps(&self.shared)?,
+            _ => &self.steps,
+        };
+        for Step { launch, function } in steps {
             let mut cells = [0u64; Launch::MAX_CELLS];
             let mut next = 0;
             for arg in &launch.args {

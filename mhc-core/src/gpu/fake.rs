@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, ThreadId},
 };
 
 use super::{Arg, GpuCaps, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph};
@@ -19,6 +20,8 @@ pub struct State {
     pub alive: HashSet<(&'static str, u64)>,
     /// The number of the call that fails.
     pub fail: Option<usize>,
+    /// The thread that records a stream's work, which may not load anything.
+    recording: Option<ThreadId>,
     next: u64,
 }
 
@@ -109,6 +112,7 @@ unsafe impl GpuDriver for Fake {
     }
     fn load(&self, source: &'static str, dtype: DType) -> Result<Module> {
         self.call("load", &format!("{source} {dtype}"))?;
+        assert_ne!(self.state().recording, Some(thread::current().id()), "{source} loaded in a capture");
         Ok(Module { driver: self.clone(), id: self.give("module") })
     }
     fn function(&self, module: &Module, entry: &str) -> Result<u64> {
@@ -188,11 +192,14 @@ unsafe impl GpuQueue for Fake {
     }
     fn begin_capture(&self, s: RawStream) -> Result<()> {
         self.call("begin_capture", "")?;
-        self.state().alive.insert(("capture", s.0));
+        let mut state = self.state();
+        state.alive.insert(("capture", s.0));
+        state.recording = Some(thread::current().id());
         Ok(())
     }
     fn end_capture(&self, s: RawStream) -> Result<RawGraph> {
         self.take("capture", s.0);
+        self.state().recording = None;
         self.call("end_capture", "")?;
         Ok(RawGraph(self.give("graph")))
     }

@@ -18,8 +18,8 @@ fn device() -> (Fake, Arc<GpuDevice<Fake>>) {
     (fake, Arc::new(device))
 }
 
-/// What `post` loads: its entry over vectors, and the one for operands that do not lie as those want.
-const POST_ENTRIES: usize = 2;
+/// What `post` loads: its entry over vectors. The one for operands that do not lie as that wants is for when there are some.
+const POST_ENTRIES: usize = 1;
 
 fn post(tokens: usize) -> Problem {
     Problem::new(Post::default(), Dims::new(tokens, 4, 64), DType::Bf16)
@@ -151,6 +151,29 @@ fn falls_back_where_rows_are_not_at_multiples_of_16_bytes() {
     assert!(kernel(&[aligned, view(0x1000, &[1, 2, 8], &[3, 8, 1])]), "strides of single rows do not count");
     assert!(!kernel(&[view(0x1002, &[5, 2, 8], &[64, 24, 1]), aligned]), "address");
     assert!(!kernel(&[aligned, view(0x1000, &[5, 2, 8], &[64, 12, 1])]), "stride");
+}
+
+#[test]
+fn what_it_falls_back_on_is_loaded_when_it_is_wanted() {
+    let (fake, device) = device();
+    let mut plan = handmade();
+    plan.fallback.as_mut().unwrap().launches[0].source = "project";
+    let kernel = device.prepare(plan).unwrap();
+    let stream = Stream::new(device).unwrap();
+    let launch = |address| {
+        let x = view(address, &[5, 2, 8], &[64, 24, 1]);
+        // SAFETY: the fake driver touches no operand.
+        unsafe { kernel.launch(stream.raw(), &[x, x], DevPtr(4096)) }
+    };
+    launch(0x1000).unwrap();
+    assert_eq!((fake.count("load"), fake.count("launch")), (1, 1));
+    let next = fake.state().calls.len();
+    fake.state().fail = Some(next);
+    assert!(launch(0x1002).is_err());
+    // The driver refuses to load on the thread that records.
+    Graph::capture(&stream, || launch(0x1002)).unwrap();
+    launch(0x1002).unwrap();
+    assert_eq!((fake.count("load"), fake.count("launch")), (3, 3), "once, but for the one that failed");
 }
 
 #[test]
