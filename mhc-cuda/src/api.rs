@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::OnceLock};
 
 use cudarc::driver::sys::{CUlaunchConfig, CUtensorMap};
 use libloading::Library;
-use mhc_core::{Error, Missing, Result};
+use mhc_core::{Error, Missing, Result, gpu::vendor::Handle};
 
 use crate::memory::PoolProperties;
 
@@ -20,9 +20,6 @@ impl Code {
     pub const OUT_OF_MEMORY: Code = Code(2);
     pub const NO_DEVICE: Code = Code(100);
 }
-
-/// What the driver calls its objects by.
-pub(crate) type Handle = *mut c_void;
 
 /// The oldest driver: CUDA 12.0 (525), the first that loads machine code of the compiler that the images are built with.
 const OLDEST: c_int = 12_000;

@@ -2,10 +2,13 @@
 
 use core::{ffi::c_int, ptr};
 
-use mhc_core::{DeviceInfo, Error, RawStream, Result};
+use mhc_core::{
+    DeviceInfo, RawStream, Result,
+    gpu::vendor::{self, Handle, stream},
+};
 
 use crate::{
-    api::{Api, Code, Handle},
+    api::{Api, Code},
     probe,
 };
 
@@ -32,7 +35,8 @@ impl Drop for Bound<'_> {
     fn drop(&mut self) {
         if let Some(api) = self.pushed {
             let mut popped = ptr::null_mut();
-            // SAFETY: a place for a handle; what is popped was pushed in `bind` by this thread, to which `Bound` keeps as it is not `Send`.
+            // SAFETY: a place for a handle; what is popped was pushed in `bind` by this thread, as every `Bound` ends in the call that it was
+            // made for.
             unsafe { (api.context_pop)(&mut popped) };
         }
     }
@@ -48,10 +52,24 @@ impl Context {
         api.check("cuDevicePrimaryCtxRetain", unsafe { (api.context_retain)(&mut handle, device) })?;
         Ok(Self { api, info, device, handle })
     }
+}
 
-    /// Binds the context to this thread.
+impl vendor::Context for Context {
+    type Api = Api;
+    type Code = Code;
+    type Bound<'a> = Bound<'a>;
+    const OUT_OF_MEMORY: i32 = Code::OUT_OF_MEMORY.0;
+
+    fn api(&self) -> &Api {
+        self.api
+    }
+
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
     #[inline]
-    pub fn bind(&self) -> Result<Bound<'_>> {
+    fn bind(&self) -> Result<Bound<'_>> {
         let mut current = ptr::null_mut();
         // SAFETY: a place for a handle.
         self.api.check("cuCtxGetCurrent", unsafe { (self.api.context_current)(&mut current) })?;
@@ -63,43 +81,27 @@ impl Context {
         Ok(Bound { pushed: Some(self.api) })
     }
 
-    /// Binds the context, makes a call and checks its code.
     #[inline]
-    pub fn call(&self, name: &'static str, f: impl FnOnce(&Api) -> Code) -> Result<()> {
-        let _bound = self.bind()?;
-        self.api.check(name, f(self.api))
+    fn check(&self, call: &'static str, code: Code) -> Result<()> {
+        self.api.check(call, code)
     }
 
-    /// Binds the context and makes a call whose failure nobody can do anything about.
-    pub fn release(&self, f: impl FnOnce(&Api) -> Code) {
+    fn release(&self, f: impl FnOnce(&Api) -> Code) {
         if let Ok(_bound) = self.bind() {
             f(self.api);
         }
     }
 
-    /// Binds the context and makes a call that gives a handle.
-    pub fn handle(&self, name: &'static str, f: impl FnOnce(&Api, *mut Handle) -> Code) -> Result<Handle> {
-        let mut handle = ptr::null_mut();
-        self.call(name, |api| f(api, &mut handle))?;
-        Ok(handle)
-    }
-
-    /// Whether the stream's work is being captured instead of done.
-    pub fn is_capturing(&self, s: RawStream) -> Result<bool> {
+    fn is_capturing(&self, s: RawStream) -> Result<bool> {
         let mut status = 0;
         // SAFETY: a place for one int; the stream is the caller's.
         self.call("cuStreamIsCapturing", |api| unsafe { (api.stream_capturing)(stream(s), &mut status) })?;
         Ok(status != 0)
     }
 
-    /// What an allocation that failed is called.
-    pub fn allocation_error(&self, bytes: usize, e: Error) -> Error {
-        match e {
-            Error::Driver { code, .. } if code == Code::OUT_OF_MEMORY.0 => {
-                Error::OutOfMemory { device: self.info.id.to_string(), bytes }
-            }
-            e => e,
-        }
+    unsafe fn unload(&self, module: Handle) {
+        // SAFETY: the caller's promise.
+        self.release(|api| unsafe { (api.module_unload)(module) });
     }
 }
 
@@ -108,9 +110,4 @@ impl Drop for Context {
         // SAFETY: retained in `new`.
         unsafe { (self.api.context_release)(self.device) };
     }
-}
-
-/// A stream as the driver takes it.
-pub(crate) fn stream(s: RawStream) -> Handle {
-    s.0 as Handle
 }

@@ -4,28 +4,31 @@ use core::{
     ffi::{c_int, c_uint, c_void},
     fmt, mem, ptr,
 };
-use std::{ffi::CString, sync::Arc};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    CUfunction_attribute as Function, CUjit_option as Jit, CUlaunchAttribute, CUlaunchAttributeID as LaunchId,
+    CUfunction_attribute as Attribute, CUjit_option as Jit, CUlaunchAttribute, CUlaunchAttributeID as LaunchId,
     CUlaunchConfig,
 };
 use mhc_core::{
-    DType, DevPtr, DeviceInfo, Error, RawStream, RawView, Result,
-    gpu::{Arg, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph},
+    DType, DevPtr, DeviceInfo, RawStream, RawView, Result,
+    gpu::{
+        Arg, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph,
+        vendor::{Context as _, Function, Handle, Memory, Module, stream},
+    },
 };
 
 use crate::{
-    api::{Api, Code, Handle},
-    context::{Context, stream},
+    api::{Api, Code},
+    context::Context,
     images,
-    memory::{self, Memory},
+    memory::{self, Source},
 };
 
 /// One device.
 pub(crate) struct CudaDriver {
     context: Arc<Context>,
-    memory: Memory,
+    memory: Memory<Source>,
     /// Ten times the major version of the compute capability plus the minor.
     capability: u32,
 }
@@ -34,7 +37,7 @@ impl CudaDriver {
     pub fn new(api: &'static Api, ordinal: u32) -> Result<Self> {
         let context = Arc::new(Context::new(api, ordinal)?);
         let capability = context.info.arch.strip_prefix("sm_").and_then(|n| n.parse().ok()).unwrap_or(0);
-        Ok(Self { memory: Memory::new(&context)?, context, capability })
+        Ok(Self { memory: Memory::new(&context, Source::new(&context)?), context, capability })
     }
 
     fn attributes(&self, l: &Launch) -> Attributes {
@@ -51,15 +54,9 @@ impl CudaDriver {
         attributes
     }
 
-    fn set(&self, f: Handle, attribute: Function, value: c_int) -> Result<()> {
+    fn set(&self, f: Handle, attribute: Attribute, value: c_int) -> Result<()> {
         // SAFETY: a function of a loaded module.
         self.context.call("cuFuncSetAttribute", |api| unsafe { (api.function_set)(f, attribute as c_int, value) })
-    }
-}
-
-impl Drop for CudaDriver {
-    fn drop(&mut self) {
-        self.memory.end(&self.context);
     }
 }
 
@@ -68,41 +65,6 @@ impl fmt::Debug for CudaDriver {
         write!(f, "{} ({})", self.context.info.id, self.context.info.name)
     }
 }
-
-/// A loaded image.
-pub(crate) struct Module {
-    context: Arc<Context>,
-    handle: Handle,
-    /// What was loaded, for messages.
-    name: String,
-}
-
-// SAFETY: the handle is a name that the driver takes from any thread.
-unsafe impl Send for Module {}
-// SAFETY: as `Send`.
-unsafe impl Sync for Module {}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        // SAFETY: loaded here, and whoever had functions of it has dropped them.
-        self.context.release(|api| unsafe { (api.module_unload)(self.handle) });
-    }
-}
-
-impl fmt::Debug for Module {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-/// An entry point.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry(Handle);
-
-// SAFETY: the handle is a name that the driver takes from any thread.
-unsafe impl Send for Entry {}
-// SAFETY: as `Send`.
-unsafe impl Sync for Entry {}
 
 impl CudaDriver {
     /// Loads machine code, or compiles assembly. The error has the compiler's words.
@@ -128,45 +90,39 @@ impl CudaDriver {
 // SAFETY: device memory comes from the driver, which aligns it to 512 bytes; functions belong to their module, which stays loaded until
 // it is dropped.
 unsafe impl GpuDriver for CudaDriver {
-    type Module = Module;
-    type Function = Entry;
+    type Module = Module<Context>;
+    type Function = Function;
 
     fn info(&self) -> &DeviceInfo {
         &self.context.info
     }
 
-    fn load(&self, source: &'static str, dtype: DType) -> Result<Module> {
+    fn load(&self, source: &'static str, dtype: DType) -> Result<Self::Module> {
         let loaded = images::load(source, dtype, self.capability, |found| self.load_image(found.image));
-        let (handle, name) = loaded.map_err(|log| {
-            let entry = format!("{source} for {dtype}");
-            Error::Compile { entry, arch: self.context.info.arch.clone(), log }
-        })?;
-        Ok(Module { context: self.context.clone(), handle, name })
+        // SAFETY: loaded just now.
+        unsafe { Module::new(&self.context, source, dtype, loaded) }
     }
 
-    fn function(&self, module: &Module, entry: &str) -> Result<Entry> {
-        let missing = |log| Error::Compile { entry: entry.into(), arch: self.context.info.arch.clone(), log };
-        let name = CString::new(entry).map_err(|e| missing(e.to_string()))?;
+    fn function(&self, module: &Self::Module, entry: &str) -> Result<Function> {
         // SAFETY: a place for a handle, a loaded module and a zero-terminated name.
-        let found = self
-            .context
-            .handle("cuModuleGetFunction", |api, f| unsafe { (api.module_function)(f, module.handle, name.as_ptr()) });
-        let f = found.map_err(|e| missing(format!("{e} ({})", module.name)))?;
+        let find = |api: &Api, place, module, name| unsafe { (api.module_function)(place, module, name) };
+        let function = module.function(entry, "cuModuleGetFunction", find)?;
+        let f = function.0;
         let mut fixed = 0;
         // SAFETY: a place for one int and the function just found.
         self.context.call("cuFuncGetAttribute", |api| unsafe {
-            (api.function_attribute)(&mut fixed, Function::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as c_int, f)
+            (api.function_attribute)(&mut fixed, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as c_int, f)
         })?;
         // A permission only: what a launch takes is what it asks for.
         let most = self.context.info.caps.as_ref().map_or(0, |c| c.shared_per_block as c_int) - fixed;
-        self.set(f, Function::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most.max(0))?;
+        self.set(f, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most.max(0))?;
         if self.capability >= 90 {
-            self.set(f, Function::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
+            self.set(f, Attribute::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
         }
-        Ok(Entry(f))
+        Ok(function)
     }
 
-    fn resident(&self, f: Entry, l: &Launch) -> Result<u32> {
+    fn resident(&self, f: Function, l: &Launch) -> Result<u32> {
         let mut count = 0;
         let size: u32 = l.cluster.iter().product();
         if size > 1 {
@@ -191,7 +147,7 @@ unsafe impl GpuDriver for CudaDriver {
         crate::tile::encode(&self.context, view, tokens, channels)
     }
 
-    unsafe fn launch(&self, f: Entry, l: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {
+    unsafe fn launch(&self, f: Function, l: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {
         let mut attributes = self.attributes(l);
         let config = config(l, &mut attributes, s);
         let mut parameter: Handle = cells.as_mut_ptr().cast();
@@ -219,12 +175,12 @@ unsafe impl GpuDriver for CudaDriver {
     }
 
     fn alloc(&self, bytes: usize, s: RawStream) -> Result<DevPtr> {
-        self.memory.alloc(&self.context, bytes, s)
+        self.memory.alloc(bytes, s)
     }
 
     unsafe fn free(&self, p: DevPtr, s: RawStream) {
         // SAFETY: the caller's promise.
-        unsafe { self.memory.free(&self.context, p, s) }
+        unsafe { self.memory.free(p, s) }
     }
 }
 

@@ -4,30 +4,24 @@ use core::{
     ffi::{c_int, c_uint, c_void},
     ptr,
 };
-use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute as Attribute, CUmemPool_attribute};
-use mhc_core::{DevPtr, Error, RawStream, Result};
-
-use crate::{
-    api::Handle,
-    context::{Context, stream},
-    probe,
+use mhc_core::{
+    DevPtr, RawStream, Result,
+    gpu::vendor::{self, Context as _, Handle, Source as _, stream},
 };
 
-/// A pool of this library's own, so that its settings are nobody else's. Freed memory stays in the pool for the next allocation, and goes
-/// back to the device when an allocation fails and when the pool ends. Without pools (some virtual GPUs), memory is allocated and freed
-/// at once, after waiting for the stream.
-pub(crate) struct Memory {
-    pool: Option<Handle>,
-    /// Freed while their stream was captured, which does not allow it; freed for good later.
-    late: Mutex<Vec<DevPtr>>,
-}
+use crate::{context::Context, probe};
+
+/// Where device memory comes from: a pool of this library's own, so that its settings are nobody else's. Freed memory stays in the pool for
+/// the next allocation, and goes back to the device when an allocation fails and when the pool ends. Without pools (some virtual GPUs),
+/// memory is allocated and freed at once, after waiting for the stream.
+pub(crate) struct Source(Option<Handle>);
 
 // SAFETY: the handle is a name that the driver takes from any thread.
-unsafe impl Send for Memory {}
+unsafe impl Send for Source {}
 // SAFETY: as `Send`.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Source {}
 
 /// `CUmemPoolProps`, whose last fields cudarc names differently from version to version.
 #[repr(C)]
@@ -45,11 +39,10 @@ pub(crate) struct PoolProperties {
 
 const _: () = assert!(size_of::<PoolProperties>() == size_of::<cudarc::driver::sys::CUmemPoolProps>());
 
-impl Memory {
+impl Source {
     pub fn new(context: &Context) -> Result<Self> {
-        let late = Mutex::default();
         if probe::attribute(context.api, context.device, Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
-            return Ok(Self { pool: None, late });
+            return Ok(Self(None));
         }
         let properties = PoolProperties {
             allocation: 1,
@@ -62,7 +55,7 @@ impl Memory {
         };
         // SAFETY: a place for a handle, and properties that live to the end of the call.
         let pool = context.handle("cuMemPoolCreate", |api, pool| unsafe { (api.pool_create)(pool, &properties) })?;
-        let memory = Self { pool: Some(pool), late };
+        let source = Self(Some(pool));
         let mut keep = u64::MAX;
         let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as c_int;
         // SAFETY: the attribute is a 64-bit number.
@@ -70,33 +63,19 @@ impl Memory {
             (api.pool_set)(pool, attribute, ptr::from_mut(&mut keep).cast())
         });
         if let Err(e) = set {
-            memory.end(context);
+            source.end(context);
             return Err(e);
         }
-        Ok(memory)
+        Ok(source)
     }
+}
 
-    /// Allocates; once more after giving back what the pool holds but nobody uses.
-    pub fn alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
-        if context.is_capturing(s)? {
-            let name = "the stream is being captured: prepare the operators and allocate before".into();
-            return Err(Error::Driver { call: "alloc", code: 0, name });
-        }
-        self.free_late(context, s);
-        let first = self.try_alloc(context, bytes, s);
-        let Err(Error::OutOfMemory { .. }) = first else { return first };
-        let Some(pool) = self.pool else { return first };
-        // Frees count once their stream has passed them.
-        // SAFETY: the stream is the caller's, the pool this value's.
-        context.call("cuStreamSynchronize", |api| unsafe { (api.stream_sync)(stream(s)) })?;
-        // SAFETY: as above.
-        context.call("cuMemPoolTrimTo", |api| unsafe { (api.pool_trim)(pool, 0) })?;
-        self.try_alloc(context, bytes, s)
-    }
+impl vendor::Source for Source {
+    type Context = Context;
 
-    fn try_alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
+    fn alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
         let mut address = 0;
-        let done = match self.pool {
+        let done = match self.0 {
             // SAFETY: a place for an address; the pool is this value's and the stream the caller's.
             Some(pool) => context.call("cuMemAllocFromPoolAsync", |api| unsafe {
                 (api.pool_alloc)(&mut address, bytes, pool, stream(s))
@@ -104,41 +83,24 @@ impl Memory {
             // SAFETY: a place for an address.
             None => context.call("cuMemAlloc", |api| unsafe { (api.alloc)(&mut address, bytes) }),
         };
-        done.map_err(|e| context.allocation_error(bytes, e))?;
+        done.map_err(|e| context.allocation_error(&context.info.id, bytes, e))?;
         Ok(DevPtr(address))
     }
 
-    /// Frees in the order of the stream.
-    ///
-    /// # Safety
-    /// `p` came from [`alloc`](Memory::alloc) and is not used again.
-    pub unsafe fn free(&self, context: &Context, p: DevPtr, s: RawStream) {
-        if context.is_capturing(s).unwrap_or(false) {
-            self.late().push(p);
-            return;
-        }
-        self.free_late(context, s);
-        // SAFETY: the caller's promise.
-        unsafe { self.free_now(context, p, s) };
+    fn trim(&self, context: &Context, s: RawStream) -> Result<()> {
+        let Some(pool) = self.0 else { return Ok(()) };
+        // Frees count once their stream has passed them.
+        // SAFETY: the stream is the caller's, the pool this value's.
+        context.call("cuStreamSynchronize", |api| unsafe { (api.stream_sync)(stream(s)) })?;
+        // SAFETY: as above.
+        context.call("cuMemPoolTrimTo", |api| unsafe { (api.pool_trim)(pool, 0) })
     }
 
-    fn late(&self) -> std::sync::MutexGuard<'_, Vec<DevPtr>> {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Frees what could not be freed during a capture.
-    fn free_late(&self, context: &Context, s: RawStream) {
-        for p in core::mem::take(&mut *self.late()) {
-            // SAFETY: from `free`, whose caller promised; what a capture was given is not used before it is replayed.
-            unsafe { self.free_now(context, p, s) };
-        }
-    }
-
-    unsafe fn free_now(&self, context: &Context, p: DevPtr, s: RawStream) {
+    unsafe fn free(&self, context: &Context, p: DevPtr, s: RawStream) {
         context.release(|api| {
             // SAFETY: allocated from the pool, or without one; used no longer, or only by work before this in the stream.
             unsafe {
-                if self.pool.is_some() {
+                if self.0.is_some() {
                     return (api.free_async)(p.0, stream(s));
                 }
                 (api.stream_sync)(stream(s));
@@ -147,9 +109,8 @@ impl Memory {
         });
     }
 
-    /// Ends the pool.
-    pub fn end(&self, context: &Context) {
-        if let Some(pool) = self.pool {
+    fn end(&self, context: &Context) {
+        if let Some(pool) = self.0 {
             // SAFETY: made in `new` and ended once; the driver keeps it until the last allocation is freed.
             context.release(|api| unsafe { (api.pool_destroy)(pool) });
         }
@@ -162,8 +123,5 @@ pub(crate) fn alloc_pinned(context: &Context, bytes: usize) -> Result<*mut u8> {
     const PORTABLE: c_uint = 1;
     // SAFETY: a place for an address.
     let memory = context.handle("cuMemHostAlloc", |api, p| unsafe { (api.alloc_host)(p, bytes, PORTABLE) });
-    memory.map(|p| p.cast()).map_err(|e| match context.allocation_error(bytes, e) {
-        Error::OutOfMemory { bytes, .. } => Error::OutOfMemory { device: "the host".into(), bytes },
-        e => e,
-    })
+    memory.map(|p| p.cast()).map_err(|e| context.allocation_error("the host", bytes, e))
 }

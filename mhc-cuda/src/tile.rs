@@ -6,7 +6,10 @@ use cudarc::driver::sys::{
     CUtensorMap, CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Outside, CUtensorMapInterleave as Interleave,
     CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle,
 };
-use mhc_core::{DType, RawView, Result, gpu::Arg};
+use mhc_core::{
+    DType, RawView, Result,
+    gpu::{Arg, vendor::Context as _},
+};
 
 use crate::context::Context;
 

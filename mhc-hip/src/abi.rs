@@ -3,9 +3,10 @@
 use core::mem::offset_of;
 
 use hip_sys::hiprt as theirs;
+use mhc_core::gpu::vendor::Handle;
 
 use crate::{
-    api::{self, Code, Handle, attribute, constant},
+    api::{self, Code, attribute, constant},
     memory::PoolProperties,
 };
 

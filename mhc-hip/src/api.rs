@@ -5,7 +5,7 @@ use core::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
 use libloading::Library;
-use mhc_core::{Error, Missing, Result};
+use mhc_core::{Error, Missing, Result, gpu::vendor::Handle};
 
 use crate::{
     library::{Search, symbol},
@@ -45,9 +45,6 @@ impl Code {
         })
     }
 }
-
-/// What the runtime calls its objects by.
-pub(crate) type Handle = *mut c_void;
 
 /// Numbers of hipDeviceAttribute_t, the same in HIP 5 to 7.
 pub(crate) mod attribute {

@@ -1,11 +1,14 @@
 //! One device, made the current one of the calling thread for each call.
 
-use core::{ffi::c_int, ptr};
+use core::ffi::c_int;
 
-use mhc_core::{DeviceInfo, Error, RawStream, Result};
+use mhc_core::{
+    DeviceInfo, RawStream, Result,
+    gpu::vendor::{self, Handle, stream},
+};
 
 use crate::{
-    api::{Api, Code, Handle},
+    api::{Api, Code},
     probe,
 };
 
@@ -42,10 +45,24 @@ impl Context {
         let info = probe::describe(api, device)?;
         Ok(Self { features: probe::features(api, device)?, version: probe::version(api)?, api, info, device })
     }
+}
 
-    /// Makes the device this thread's.
+impl vendor::Context for Context {
+    type Api = Api;
+    type Code = Code;
+    type Bound<'a> = Bound<'a>;
+    const OUT_OF_MEMORY: i32 = Code::OUT_OF_MEMORY.0;
+
+    fn api(&self) -> &Api {
+        self.api
+    }
+
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
     #[inline]
-    pub fn bind(&self) -> Result<Bound<'_>> {
+    fn bind(&self) -> Result<Bound<'_>> {
         let mut current = 0;
         // SAFETY: a place for one int.
         self.api.check("hipGetDevice", unsafe { (self.api.current_device)(&mut current) })?;
@@ -57,47 +74,26 @@ impl Context {
         Ok(Bound { before: Some((self.api, current)) })
     }
 
-    /// Binds the device, makes a call and checks its code.
     #[inline]
-    pub fn call(&self, name: &'static str, f: impl FnOnce(&Api) -> Code) -> Result<()> {
-        let _bound = self.bind()?;
-        self.api.check(name, f(self.api))
+    fn check(&self, call: &'static str, code: Code) -> Result<()> {
+        self.api.check(call, code)
     }
 
-    /// Makes a call that gives something back, whose failure nobody can do anything about. It names its object, so that it is made even
-    /// where the device cannot be bound.
-    pub fn release(&self, f: impl FnOnce(&Api) -> Code) {
+    /// The call names its object, so that it is made even where the device cannot be bound.
+    fn release(&self, f: impl FnOnce(&Api) -> Code) {
         let _bound = self.bind();
         f(self.api);
     }
 
-    /// Binds the device and makes a call that gives a handle.
-    pub fn handle(&self, name: &'static str, f: impl FnOnce(&Api, *mut Handle) -> Code) -> Result<Handle> {
-        let mut handle = ptr::null_mut();
-        self.call(name, |api| f(api, &mut handle))?;
-        Ok(handle)
-    }
-
-    /// Whether the stream's work is being captured instead of done.
-    pub fn is_capturing(&self, s: RawStream) -> Result<bool> {
+    fn is_capturing(&self, s: RawStream) -> Result<bool> {
         let mut status = 0;
         // SAFETY: a place for one int; the stream is the caller's.
         self.call("hipStreamIsCapturing", |api| unsafe { (api.stream_capturing)(stream(s), &mut status) })?;
         Ok(status != 0)
     }
 
-    /// What an allocation that failed is called.
-    pub fn allocation_error(&self, bytes: usize, e: Error) -> Error {
-        match e {
-            Error::Driver { code, .. } if code == Code::OUT_OF_MEMORY.0 => {
-                Error::OutOfMemory { device: self.info.id.to_string(), bytes }
-            }
-            e => e,
-        }
+    unsafe fn unload(&self, module: Handle) {
+        // SAFETY: the caller's promise.
+        self.release(|api| unsafe { (api.module_unload)(module) });
     }
-}
-
-/// A stream as the runtime takes it.
-pub(crate) fn stream(s: RawStream) -> Handle {
-    s.0 as Handle
 }

@@ -1,24 +1,28 @@
 //! AMD's runtime as the shared GPU device wants it.
 
 use core::{ffi::c_int, fmt, ptr};
-use std::{ffi::CString, sync::Arc};
+use std::sync::Arc;
 
 use mhc_core::{
     DType, DevPtr, DeviceInfo, Error, RawStream, Result,
-    gpu::{GpuDriver, GpuQueue, Launch, RawEvent, RawGraph, images::Image},
+    gpu::{
+        GpuDriver, GpuQueue, Launch, RawEvent, RawGraph,
+        images::Image,
+        vendor::{Context as _, Function, Handle, Memory, Module, stream},
+    },
 };
 
 use crate::{
-    api::{Api, Handle, constant},
-    context::{Context, stream},
+    api::{Api, constant},
+    context::Context,
     images,
-    memory::{self, Memory},
+    memory::{self, Source},
 };
 
 /// One device.
 pub(crate) struct HipDriver {
     context: Arc<Context>,
-    memory: Memory,
+    memory: Memory<Source>,
     images: &'static [Image],
 }
 
@@ -26,20 +30,15 @@ impl HipDriver {
     /// A device with the kernels embedded in `images`.
     pub fn new(api: &'static Api, ordinal: u32, images: &'static [Image]) -> Result<Self> {
         let mut context = Context::new(api, ordinal)?;
-        let memory = Memory::new(&context);
-        context.info.notes.push(("memory from", memory.kind().into()));
-        Ok(Self { memory, context: Arc::new(context), images })
+        let source = Source::new(&context);
+        context.info.notes.push(("memory from", source.kind().into()));
+        let context = Arc::new(context);
+        Ok(Self { memory: Memory::new(&context, source), context, images })
     }
 
     fn unsupported(&self, what: &str) -> Error {
         let (op, device) = ("launch", self.context.info.id.to_string());
         Error::Unsupported { op, device, why: format!("{what} are not among its launches") }
-    }
-}
-
-impl Drop for HipDriver {
-    fn drop(&mut self) {
-        self.memory.end(&self.context);
     }
 }
 
@@ -49,52 +48,17 @@ impl fmt::Debug for HipDriver {
     }
 }
 
-/// A loaded image.
-pub(crate) struct Module {
-    context: Arc<Context>,
-    handle: Handle,
-    /// What was loaded, for messages.
-    name: String,
-}
-
-// SAFETY: the handle is a name that the runtime takes from any thread.
-unsafe impl Send for Module {}
-// SAFETY: as `Send`.
-unsafe impl Sync for Module {}
-
-impl Drop for Module {
-    fn drop(&mut self) {
-        // SAFETY: loaded here, and whoever had functions of it has dropped them.
-        self.context.release(|api| unsafe { (api.module_unload)(self.handle) });
-    }
-}
-
-impl fmt::Debug for Module {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
-    }
-}
-
-/// An entry point.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry(Handle);
-
-// SAFETY: the handle is a name that the runtime takes from any thread.
-unsafe impl Send for Entry {}
-// SAFETY: as `Send`.
-unsafe impl Sync for Entry {}
-
 // SAFETY: device memory comes from hipMalloc or a pool, which align it to pages and to 256 bytes; functions belong to their module, which
 // stays loaded until it is dropped.
 unsafe impl GpuDriver for HipDriver {
-    type Module = Module;
-    type Function = Entry;
+    type Module = Module<Context>;
+    type Function = Function;
 
     fn info(&self) -> &DeviceInfo {
         &self.context.info
     }
 
-    fn load(&self, source: &'static str, dtype: DType) -> Result<Module> {
+    fn load(&self, source: &'static str, dtype: DType) -> Result<Self::Module> {
         let Context { info, features, version, .. } = &*self.context;
         let gpu = images::Gpu { arch: &info.arch, features, runtime: version };
         let load = |image: &[u8]| {
@@ -104,25 +68,17 @@ unsafe impl GpuDriver for HipDriver {
                 .handle("hipModuleLoadData", |api, module| unsafe { (api.module_load)(module, image.as_ptr().cast()) });
             loaded.map_err(|e| e.to_string())
         };
-        let (handle, name) = images::load(self.images, source, dtype, gpu, load).map_err(|log| Error::Compile {
-            entry: format!("{source} for {dtype}"),
-            arch: info.arch.clone(),
-            log,
-        })?;
-        Ok(Module { context: self.context.clone(), handle, name })
+        // SAFETY: loaded by `load`.
+        unsafe { Module::new(&self.context, source, dtype, images::load(self.images, source, dtype, gpu, load)) }
     }
 
-    fn function(&self, module: &Module, entry: &str) -> Result<Entry> {
-        let missing = |log| Error::Compile { entry: entry.into(), arch: self.context.info.arch.clone(), log };
-        let name = CString::new(entry).map_err(|e| missing(e.to_string()))?;
+    fn function(&self, module: &Self::Module, entry: &str) -> Result<Function> {
         // SAFETY: a place for a handle, a loaded module and a zero-terminated name.
-        let found = self
-            .context
-            .handle("hipModuleGetFunction", |api, f| unsafe { (api.module_function)(f, module.handle, name.as_ptr()) });
-        found.map(Entry).map_err(|e| missing(format!("{e} ({})", module.name)))
+        let find = |api: &Api, place, module, name| unsafe { (api.module_function)(place, module, name) };
+        module.function(entry, "hipModuleGetFunction", find)
     }
 
-    fn resident(&self, f: Entry, l: &Launch) -> Result<u32> {
+    fn resident(&self, f: Function, l: &Launch) -> Result<u32> {
         let (mut count, threads) = (0, l.block.iter().product::<u32>() as c_int);
         // SAFETY: a place for one int and a loaded function.
         self.context.call("hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", |api| unsafe {
@@ -132,7 +88,7 @@ unsafe impl GpuDriver for HipDriver {
         Ok((count.max(1) as u32).saturating_mul(units))
     }
 
-    unsafe fn launch(&self, f: Entry, l: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {
+    unsafe fn launch(&self, f: Function, l: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {
         if l.cluster != [1; 3] {
             return Err(self.unsupported("clusters of blocks"));
         }
@@ -152,12 +108,12 @@ unsafe impl GpuDriver for HipDriver {
         let s = self
             .context
             .handle("hipStreamCreateWithFlags", |api, s| unsafe { (api.stream_create)(s, constant::NON_BLOCKING) })?;
-        self.memory.begin(RawStream(s as u64));
+        self.memory.source.begin(RawStream(s as u64));
         Ok(RawStream(s as u64))
     }
 
     unsafe fn destroy_stream(&self, s: RawStream) {
-        self.memory.end_stream(&self.context, s);
+        self.memory.source.end_stream(&self.context, s);
         // SAFETY: the caller's promise; the runtime ends the stream once its work is done.
         self.context.release(|api| unsafe { (api.stream_destroy)(stream(s)) });
     }
@@ -168,12 +124,12 @@ unsafe impl GpuDriver for HipDriver {
     }
 
     fn alloc(&self, bytes: usize, s: RawStream) -> Result<DevPtr> {
-        self.memory.alloc(&self.context, bytes, s)
+        self.memory.alloc(bytes, s)
     }
 
     unsafe fn free(&self, p: DevPtr, s: RawStream) {
         // SAFETY: the caller's promise.
-        unsafe { self.memory.free(&self.context, p, s) }
+        unsafe { self.memory.free(p, s) }
     }
 }
 

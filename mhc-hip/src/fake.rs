@@ -7,8 +7,10 @@ use core::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+use mhc_core::gpu::vendor::Handle;
+
 use crate::{
-    api::{Api, Code, Handle},
+    api::{Api, Code},
     memory::PoolProperties,
 };
 

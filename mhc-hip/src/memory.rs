@@ -6,23 +6,20 @@ use core::{
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mhc_core::{DevPtr, Error, RawStream, Result};
+use mhc_core::{
+    DevPtr, Error, RawStream, Result,
+    gpu::vendor::{self, Context as _, Handle, stream},
+};
 
 use crate::{
-    api::{Code, Handle, attribute, constant},
+    api::{Code, attribute, constant},
     blocks::{self, Blocks},
-    context::{Context, stream},
+    context::Context,
     probe,
 };
 
-/// Where memory comes from, and what cannot be freed yet.
-pub(crate) struct Memory {
-    source: Source,
-    /// Freed while their stream was captured, which does not allow it; freed for good later.
-    late: Mutex<Vec<DevPtr>>,
-}
-
-enum Source {
+/// Where device memory comes from.
+pub(crate) enum Source {
     /// A pool of this library's own, so that its settings are nobody else's. Freed memory stays in it, and goes back to the device when
     /// an allocation fails and when the pool ends.
     Pool(Handle),
@@ -31,9 +28,9 @@ enum Source {
 }
 
 // SAFETY: the handle is a name that the runtime takes from any thread.
-unsafe impl Send for Memory {}
+unsafe impl Send for Source {}
 // SAFETY: as `Send`.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Source {}
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,19 +47,18 @@ pub(crate) struct PoolProperties {
     reserved: [u8; 64],
 }
 
-impl Memory {
+impl Source {
     pub fn new(context: &Context) -> Self {
-        let source = match pool(context) {
+        match pool(context) {
             Ok(Some(pool)) => Source::Pool(pool),
             // A runtime whose pools do not work is one without.
             Ok(None) | Err(_) => Source::Blocks(Mutex::default()),
-        };
-        Self { source, late: Mutex::default() }
+        }
     }
 
     /// Where memory comes from, for reports.
     pub fn kind(&self) -> &'static str {
-        match self.source {
+        match self {
             Source::Pool(_) => "hipMallocFromPoolAsync",
             Source::Blocks(_) => "hipMalloc",
         }
@@ -70,36 +66,27 @@ impl Memory {
 
     /// A stream of this library begins.
     pub fn begin(&self, s: RawStream) {
-        if let Source::Blocks(blocks) = &self.source {
+        if let Source::Blocks(blocks) = self {
             lock(blocks).begin(s);
         }
     }
 
     /// A stream of this library is about to end.
     pub fn end_stream(&self, context: &Context, s: RawStream) {
-        if let Source::Blocks(blocks) = &self.source {
+        if let Source::Blocks(blocks) = self {
             // SAFETY: the stream is the caller's.
             context.release(|api| unsafe { (api.stream_sync)(stream(s)) });
             lock(blocks).end(s);
         }
     }
+}
 
-    /// Allocates; once more after giving back what is free.
-    pub fn alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
-        if context.is_capturing(s)? {
-            let name = "the stream is being captured: prepare the operators and allocate before".into();
-            return Err(Error::Driver { call: "alloc", code: 0, name });
-        }
-        self.free_late(context, s);
-        let first = self.try_alloc(context, bytes, s);
-        let Err(Error::OutOfMemory { .. }) = first else { return first };
-        self.trim(context, s)?;
-        self.try_alloc(context, bytes, s)
-    }
+impl vendor::Source for Source {
+    type Context = Context;
 
-    fn try_alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
-        let failed = |e| context.allocation_error(bytes, e);
-        match &self.source {
+    fn alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
+        let failed = |e| context.allocation_error(&context.info.id, bytes, e);
+        match self {
             Source::Pool(pool) => {
                 // SAFETY: a place for an address; the pool is this value's and the stream the caller's.
                 let p = context
@@ -120,9 +107,8 @@ impl Memory {
         }
     }
 
-    /// Gives back to the device what is free.
     fn trim(&self, context: &Context, s: RawStream) -> Result<()> {
-        match &self.source {
+        match self {
             Source::Pool(pool) => {
                 // Frees count once their stream has passed them.
                 // SAFETY: the stream is the caller's, the pool this value's.
@@ -139,30 +125,8 @@ impl Memory {
         }
     }
 
-    /// Frees in the order of the stream.
-    ///
-    /// # Safety
-    /// `p` came from [`alloc`](Memory::alloc) and is not used again.
-    pub unsafe fn free(&self, context: &Context, p: DevPtr, s: RawStream) {
-        if context.is_capturing(s).unwrap_or(false) {
-            lock(&self.late).push(p);
-            return;
-        }
-        self.free_late(context, s);
-        // SAFETY: the caller's promise.
-        unsafe { self.free_now(context, p, s) };
-    }
-
-    /// Frees what could not be freed during a capture.
-    fn free_late(&self, context: &Context, s: RawStream) {
-        for p in core::mem::take(&mut *lock(&self.late)) {
-            // SAFETY: from `free`, whose caller promised; what a capture was given is not used before it is replayed.
-            unsafe { self.free_now(context, p, s) };
-        }
-    }
-
-    unsafe fn free_now(&self, context: &Context, p: DevPtr, s: RawStream) {
-        match &self.source {
+    unsafe fn free(&self, context: &Context, p: DevPtr, s: RawStream) {
+        match self {
             // SAFETY: allocated from the pool; used no longer, or only by work before this in the stream.
             Source::Pool(_) => context.release(|api| unsafe { (api.free_async)(p.0 as Handle, stream(s)) }),
             Source::Blocks(blocks) => {
@@ -176,10 +140,8 @@ impl Memory {
         }
     }
 
-    /// Gives everything back to the device.
-    pub fn end(&self, context: &Context) {
-        self.free_late(context, RawStream(0));
-        match &self.source {
+    fn end(&self, context: &Context) {
+        match self {
             // SAFETY: made in `new` and ended once; the runtime keeps it until the last allocation is freed.
             Source::Pool(pool) => context.release(|api| unsafe { (api.pool_destroy)(*pool) }),
             Source::Blocks(_) => {
@@ -239,8 +201,5 @@ fn try_out(context: &Context, pool: Handle) -> Result<()> {
 pub(crate) fn alloc_pinned(context: &Context, bytes: usize) -> Result<*mut u8> {
     // SAFETY: a place for an address.
     let memory = context.handle("hipHostMalloc", |api, p| unsafe { (api.alloc_host)(p, bytes, constant::PORTABLE) });
-    memory.map(|p| p.cast()).map_err(|e| match context.allocation_error(bytes, e) {
-        Error::OutOfMemory { bytes, .. } => Error::OutOfMemory { device: "the host".into(), bytes },
-        e => e,
-    })
+    memory.map(|p| p.cast()).map_err(|e| context.allocation_error("the host", bytes, e))
 }

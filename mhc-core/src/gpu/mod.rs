@@ -12,6 +12,7 @@ mod source;
 mod sum;
 #[cfg(test)]
 mod tests;
+pub mod vendor;
 
 pub use args::{Args, Ref, Scratch, blocks, threads};
 pub use device::GpuDevice;
