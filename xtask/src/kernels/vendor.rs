@@ -67,6 +67,21 @@ pub struct Job {
     pub family: String,
 }
 
+/// The images of all sources: `job` makes the one with a source's entries of one element type for a target.
+pub fn jobs(
+    sources: impl Iterator<Item = &'static Source>,
+    targets: impl Fn(&Source) -> Vec<String>,
+    job: impl Fn(&'static Source, DType, String) -> Job,
+) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for source in sources {
+        for dtype in source.dtypes() {
+            jobs.extend(targets(source).into_iter().map(|target| job(source, dtype, target)));
+        }
+    }
+    jobs
+}
+
 impl Job {
     /// `post.bf16.sm_90.cubin`
     pub fn file(&self) -> String {

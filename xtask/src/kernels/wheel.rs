@@ -14,7 +14,7 @@ pub struct Wheel {
     pub version: &'static str,
     /// How much is downloaded, in MB.
     pub megabytes: u32,
-    /// The platform and the hash of its file for this machine's architecture; empty where none is pinned.
+    /// The platform and the hash of its file for Linux on x86-64. No other is pinned.
     pub file: (&'static str, &'static str),
     /// What the folder is called, before the version.
     pub folder: &'static str,
@@ -32,7 +32,7 @@ impl Wheel {
             return Ok(path.into());
         }
         ensure!(
-            cfg!(target_os = "linux") && !hash.is_empty(),
+            cfg!(all(target_os = "linux", target_arch = "x86_64")),
             "no wheel is pinned for this machine: set {variable} to the {wanted} of {package} {version}"
         );
         let folder = root.join("target").join(format!("{folder}-{version}"));

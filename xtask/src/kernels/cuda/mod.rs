@@ -5,6 +5,7 @@ pub mod resources;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, anyhow, ensure};
+use mhc_core::{DType, gpu::Source};
 use mhc_cuda::{
     images::{self, WAVE},
     nvrtc::{Format, Nvrtc, Unit},
@@ -13,7 +14,7 @@ use xshell::Shell;
 
 use self::resources::{Bounds, Resources};
 use super::{
-    vendor::{Compiled, Job, Taken, Vendor},
+    vendor::{self, Compiled, Job, Taken, Vendor},
     wheel::Wheel,
 };
 
@@ -22,11 +23,7 @@ const WHEEL: Wheel = Wheel {
     package: "nvidia-cuda-nvrtc-cu12",
     version: "12.9.86",
     megabytes: 90,
-    file: if cfg!(target_arch = "x86_64") {
-        ("manylinux_2_12_x86_64", "210cf05005a447e29214e9ce50851e83fc5f4358df8b453155d5e1918094dcb4")
-    } else {
-        ("", "")
-    },
+    file: ("manylinux_2_12_x86_64", "210cf05005a447e29214e9ce50851e83fc5f4358df8b453155d5e1918094dcb4"),
     folder: "nvrtc",
     wanted: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
     variable: "MHC_NVRTC",
@@ -50,22 +47,7 @@ impl Vendor for Cuda {
     }
 
     fn jobs() -> Vec<Job> {
-        let mut jobs = Vec::new();
-        for source in images::sources() {
-            for dtype in source.dtypes() {
-                jobs.extend(images::targets(source).into_iter().map(|target| Job {
-                    source,
-                    dtype,
-                    wave: WAVE,
-                    options: images::options(&target),
-                    headers: images::headers(source),
-                    extension: if format(&target) == Format::Ptx { "ptx" } else { "cubin" },
-                    family: target.clone(),
-                    target,
-                }));
-            }
-        }
-        jobs
+        vendor::jobs(images::sources(), images::targets, job)
     }
 
     fn open(sh: &Shell, root: &Path) -> Result<Self> {
@@ -78,6 +60,19 @@ impl Vendor for Cuda {
 
     fn compile(&self, jobs: &[&Job]) -> Result<Vec<Compiled<Resources>>> {
         jobs.iter().map(|job| self.image(job)).collect()
+    }
+}
+
+fn job(source: &'static Source, dtype: DType, target: String) -> Job {
+    Job {
+        source,
+        dtype,
+        wave: WAVE,
+        options: images::options(&target),
+        headers: images::headers(source),
+        extension: if format(&target) == Format::Ptx { "ptx" } else { "cubin" },
+        family: target.clone(),
+        target,
     }
 }
 

@@ -10,13 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use mhc_core::{DType, gpu::Source};
 use mhc_hip::images;
 use serde::{Deserialize, Serialize};
 use xshell::Shell;
 
 use self::isa::Rules;
 use super::{
-    vendor::{Compiled, Job, Taken, Vendor},
+    vendor::{self, Compiled, Job, Taken, Vendor},
     wheel::Wheel,
 };
 
@@ -24,11 +25,7 @@ const WHEEL: Wheel = Wheel {
     package: "ziglang",
     version: "0.17.0",
     megabytes: 101,
-    file: if cfg!(target_arch = "x86_64") {
-        ("manylinux_2_12_x86_64", "97079827064a7492cce5541ceb438ae8003ce1e54e399676da2d62fb7a5dc08b")
-    } else {
-        ("", "")
-    },
+    file: ("manylinux_2_12_x86_64", "97079827064a7492cce5541ceb438ae8003ce1e54e399676da2d62fb7a5dc08b"),
     folder: "zig",
     wanted: "ziglang/zig",
     variable: "MHC_ZIG",
@@ -100,22 +97,7 @@ impl Vendor for Hip {
     }
 
     fn jobs() -> Vec<Job> {
-        let mut jobs = Vec::new();
-        for source in images::sources() {
-            for dtype in source.dtypes() {
-                jobs.extend(images::targets(source).into_iter().map(|target| Job {
-                    source,
-                    dtype,
-                    wave: images::wave(&target),
-                    options: [images::options(images::code(&target)), vec![object_version(&target)]].concat(),
-                    headers: images::headers(source),
-                    extension: "hsaco",
-                    family: images::family(&target).into(),
-                    target,
-                }));
-            }
-        }
-        jobs
+        vendor::jobs(images::sources(), images::targets, job)
     }
 
     fn open(sh: &Shell, root: &Path) -> Result<Self> {
@@ -138,6 +120,19 @@ impl Vendor for Hip {
             compiled.push(self.assemble(job, code, &codes[code]).with_context(|| job.file())?);
         }
         Ok(compiled)
+    }
+}
+
+fn job(source: &'static Source, dtype: DType, target: String) -> Job {
+    Job {
+        source,
+        dtype,
+        wave: images::wave(&target),
+        options: [images::options(images::code(&target)), vec![object_version(&target)]].concat(),
+        headers: images::headers(source),
+        extension: "hsaco",
+        family: images::family(&target).into(),
+        target,
     }
 }
 
