@@ -89,11 +89,11 @@ fn run(w: &mut Wave<'_>, i: &Inst) {
         // race of the kernel's own.
         let old = unsafe {
             if wide {
-                let change = |old| Some(changed64(op, old, new, expected));
+                let change = |old| Some(changed(op, true, old, new, expected));
                 let (Ok(old) | Err(old)) = AtomicU64::from_ptr(places[l].cast()).fetch_update(SeqCst, SeqCst, change);
                 old
             } else {
-                let change = |old| Some(changed32(op, old, new as u32, expected as u32));
+                let change = |old: u32| Some(changed(op, false, old.into(), new, expected) as u32);
                 let (Ok(old) | Err(old)) = AtomicU32::from_ptr(places[l].cast()).fetch_update(SeqCst, SeqCst, change);
                 old.into()
             }
@@ -107,70 +107,33 @@ fn run(w: &mut Wave<'_>, i: &Inst) {
     }
 }
 
-fn changed32(op: AtomicOp, old: u32, new: u32, expected: u32) -> u32 {
-    let (a, b) = (f32::from_bits(old), f32::from_bits(new));
+/// What an operation leaves of `old`, on 64 bits or on the lower 32 of its operands and its result.
+fn changed(op: AtomicOp, wide: bool, old: u64, new: u64, expected: u64) -> u64 {
+    let signed = |v: u64| if wide { v as i64 } else { i64::from(v as i32) };
+    let [a, b] = [old, new].map(|v| f32::from_bits(v as u32));
     let halves = |f: fn(u16, u16) -> u16| {
-        u32::from(f(old as u16, new as u16)) | u32::from(f((old >> 16) as u16, (new >> 16) as u16)) << 16
+        u64::from(f(old as u16, new as u16)) | u64::from(f((old >> 16) as u16, (new >> 16) as u16)) << 16
     };
     match op {
         AtomicOp::Add => old.wrapping_add(new),
         AtomicOp::Sub => old.wrapping_sub(new),
         AtomicOp::MaxUnsigned => old.max(new),
         AtomicOp::MinUnsigned => old.min(new),
-        AtomicOp::MaxSigned => (old as i32).max(new as i32) as u32,
-        AtomicOp::MinSigned => (old as i32).min(new as i32) as u32,
+        AtomicOp::MaxSigned => signed(old).max(signed(new)) as u64,
+        AtomicOp::MinSigned => signed(old).min(signed(new)) as u64,
         AtomicOp::And => old & new,
         AtomicOp::Or => old | new,
         AtomicOp::Xor => old ^ new,
         AtomicOp::Swap => new,
-        AtomicOp::CompareSwap => {
-            if old == expected {
-                new
-            } else {
-                old
-            }
-        }
-        AtomicOp::Increment => {
-            if old >= new {
-                0
-            } else {
-                old + 1
-            }
-        }
-        AtomicOp::AddFloat => (a + b).to_bits(),
-        AtomicOp::MaxFloat => float::max(a, b).to_bits(),
-        AtomicOp::MinFloat => float::min(a, b).to_bits(),
+        AtomicOp::CompareSwap if old == expected => new,
+        AtomicOp::CompareSwap => old,
+        AtomicOp::Increment if old >= new => 0,
+        AtomicOp::Increment => old + 1,
+        AtomicOp::AddFloat if wide => (f64::from_bits(old) + f64::from_bits(new)).to_bits(),
+        AtomicOp::AddFloat => (a + b).to_bits().into(),
+        AtomicOp::MaxFloat => float::max(a, b).to_bits().into(),
+        AtomicOp::MinFloat => float::min(a, b).to_bits().into(),
         AtomicOp::AddHalves => halves(|a, b| to_half(from_half(a) + from_half(b))),
         AtomicOp::AddBrains => halves(|a, b| to_brain(from_brain(a) + from_brain(b))),
-    }
-}
-
-fn changed64(op: AtomicOp, old: u64, new: u64, expected: u64) -> u64 {
-    match op {
-        AtomicOp::Add => old.wrapping_add(new),
-        AtomicOp::Sub => old.wrapping_sub(new),
-        AtomicOp::MaxUnsigned => old.max(new),
-        AtomicOp::MinUnsigned => old.min(new),
-        AtomicOp::MaxSigned => (old as i64).max(new as i64) as u64,
-        AtomicOp::MinSigned => (old as i64).min(new as i64) as u64,
-        AtomicOp::And => old & new,
-        AtomicOp::Or => old | new,
-        AtomicOp::Xor => old ^ new,
-        AtomicOp::CompareSwap => {
-            if old == expected {
-                new
-            } else {
-                old
-            }
-        }
-        AtomicOp::Increment => {
-            if old >= new {
-                0
-            } else {
-                old + 1
-            }
-        }
-        AtomicOp::AddFloat => (f64::from_bits(old) + f64::from_bits(new)).to_bits(),
-        AtomicOp::Swap | AtomicOp::MaxFloat | AtomicOp::MinFloat | AtomicOp::AddHalves | AtomicOp::AddBrains => new,
     }
 }
