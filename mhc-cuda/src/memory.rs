@@ -83,7 +83,7 @@ impl vendor::Source for Source {
             // SAFETY: a place for an address.
             None => context.call("cuMemAlloc", |api| unsafe { (api.alloc)(&mut address, bytes) }),
         };
-        done.map_err(|e| context.allocation_error(&context.info.id, bytes, e))?;
+        done.map_err(|e| context.allocation_error(context.info.id, bytes, e))?;
         Ok(DevPtr(address))
     }
 

@@ -85,7 +85,7 @@ impl vendor::Source for Source {
     type Context = Context;
 
     fn alloc(&self, context: &Context, bytes: usize, s: RawStream) -> Result<DevPtr> {
-        let failed = |e| context.allocation_error(&context.info.id, bytes, e);
+        let failed = |e| context.allocation_error(context.info.id, bytes, e);
         match self {
             Source::Pool(pool) => {
                 // SAFETY: a place for an address; the pool is this value's and the stream the caller's.

@@ -85,8 +85,7 @@ pub const WAVE: u32 = 32;
 
 /// Architectures that every portable source is compiled for. Machine code runs on the same major architecture and an equal or higher
 /// minor one: `sm_80` serves 8.0 to 8.9, `sm_100` 10.0 and 10.3, `sm_120` 12.0 and 12.1; images for 8.6 would be a sixth more than the
-/// registry takes. The driver compiles
-/// `compute_80`, NVIDIA's assembly, for whatever else there is or comes.
+/// registry takes. The driver compiles `compute_80`, NVIDIA's assembly, for whatever else there is or comes.
 const PORTABLE: [&str; 5] = ["sm_80", "sm_90", "sm_100", "sm_120", "compute_80"];
 
 /// Every device source: the portable ones, and the tuned ones.

@@ -42,8 +42,8 @@ pub(crate) struct Gpu<'a> {
     pub runtime: &'a str,
 }
 
-/// What `load` makes of the first of the embedded `images` and what hiprtc gives that suits the device, and the image's name. Images that are no whole code object for it do not
-/// get that far. The error lists everything that was tried.
+/// What `load` makes of the first of the embedded `images` and what hiprtc gives that suits the device, and the image's name. Images that
+/// are no whole code object for it do not get that far. The error lists everything that was tried.
 pub(crate) fn load<T>(
     images: &'static [Image],
     source: &'static str,

@@ -15,12 +15,14 @@ use crate::{
 /// Instructions of all programs of a GPU.
 pub struct Code {
     disassembler: Mutex<Disassembler>,
-    /// By address; what was loaded there later has other bits.
-    known: RwLock<HashMap<u64, Arc<Inst>>>,
+    /// By address, with the bytes: what was loaded there later has others.
+    known: RwLock<HashMap<u64, (Bytes, Arc<Inst>)>>,
 }
 
 /// Longest instruction, in bytes, with room to see its end.
 const LONGEST: u64 = 24;
+
+type Bytes = [u8; LONGEST as usize];
 
 impl Code {
     pub fn new(arch: &str) -> Result<Self, String> {
@@ -32,22 +34,23 @@ impl Code {
         let window = memory.window(pc, 4).ok_or_else(|| fault("no program is loaded there"))?;
         let size = window.left(pc).min(LONGEST);
         let place = window.get(pc, size).ok_or_else(|| fault("no program is loaded there"))?;
-        let mut bytes = [0; LONGEST as usize];
+        let mut bytes: Bytes = [0; LONGEST as usize];
         // SAFETY: the window holds `size` bytes there, which are no more than the buffer has.
         unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(place, size as usize) };
-        let bits = u64::from_le_bytes(bytes.first_chunk().copied().unwrap_or_default());
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&pc).cloned();
-        if let Some(known) = known.filter(|inst| inst.bits == bits) {
-            return Ok(known);
+        let same = |before: &Bytes, inst: &Inst| before[..inst.size as usize] == bytes[..inst.size as usize];
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, inst)) = known.get(&pc).filter(|(before, inst)| same(before, inst)) {
+            return Ok(inst.clone());
         }
+        drop(known);
         let mut disassembler = self.disassembler.lock().unwrap_or_else(PoisonError::into_inner);
         let (words, size) = disassembler.first(&bytes[..size as usize], pc).map_err(|e| fault(&e))?;
         drop(disassembler);
         let mut inst = text::parse(&words).map_err(|e| fault(&format!("cannot read {e}")))?;
         ops::resolve(&mut inst).map_err(|e| fault(&format!("{e}, in `{}`", words.trim())))?;
-        (inst.size, inst.bits) = (size, bits);
+        (inst.size, inst.bits) = (size, u64::from_le_bytes(bytes.first_chunk().copied().unwrap_or_default()));
         let inst = Arc::new(inst);
-        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(pc, inst.clone());
+        self.known.write().unwrap_or_else(PoisonError::into_inner).insert(pc, (bytes, inst.clone()));
         Ok(inst)
     }
 }

@@ -9,7 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{dispatch::Launch, memory::Fault, model::Gpu, traffic::Counters};
+use crate::{
+    dispatch::Launch,
+    memory::Fault,
+    model::Gpu,
+    traffic::{Counters, LINE},
+};
 
 /// What the runtime tells about a queue.
 #[repr(C)]
@@ -243,7 +248,7 @@ impl Server {
 /// What is printed of a dispatch on demand.
 pub fn describe(launch: &Launch, counted: &Counters, took: Duration) -> String {
     let c = counted;
-    let used = |bytes: u64, lines: u64| 100 * bytes / (128 * lines).max(1);
+    let used = |bytes: u64, lines: u64| 100 * bytes / (LINE * lines).max(1);
     format!(
         "grid {:?} of {:?}, {} B of LDS, {} B of scratch: reads {} B in {} lines ({} % used), writes {} B in {} lines ({} % used), \
          atomics {} B; {} waves; instructions: {} scalar, {} vector, {} matrix, {} memory, {} LDS; {:.1} M/s",

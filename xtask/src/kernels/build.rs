@@ -101,9 +101,7 @@ fn compile<V: Vendor>(
     inputs: &BTreeMap<String, String>,
     old: &Manifest<V::Taken>,
 ) -> Result<(All<V::Taken>, Vec<String>)> {
-    let mut frames: BTreeMap<String, Vec<&Job>> = BTreeMap::new();
-    jobs.iter().for_each(|job| frames.entry(job.frame()).or_default().push(job));
-    let frames: Vec<_> = frames.into_iter().collect();
+    let frames: Vec<_> = frames(jobs.iter().copied()).into_iter().collect();
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let progress = indicatif::ProgressBar::new(frames.len() as u64)
         .with_style(indicatif::ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
@@ -185,10 +183,10 @@ fn summary<T: Taken>(built: &All<T>) -> String {
     report::table(&header, 1, built.iter().map(row).collect()).to_string()
 }
 
-/// The images of each frame, in the order of the jobs.
-fn frames(all: &[Job]) -> BTreeMap<String, Vec<String>> {
-    let mut frames: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    all.iter().for_each(|job| frames.entry(job.frame()).or_default().push(job.file()));
+/// The jobs of each frame, in their order.
+fn frames<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> BTreeMap<String, Vec<&'a Job>> {
+    let mut frames: BTreeMap<String, Vec<&Job>> = BTreeMap::new();
+    jobs.into_iter().for_each(|job| frames.entry(job.frame()).or_default().push(job));
     frames
 }
 
@@ -209,13 +207,14 @@ fn write<V: Vendor>(
         parameters: old.parameters.into_iter().filter(|(name, _)| names.contains(name)).collect(),
     };
     sh.create_dir(folder)?;
-    for (frame, files) in &frames {
+    for (frame, jobs) in &frames {
+        let files: Vec<_> = jobs.iter().map(|job| job.file()).collect();
         if !files.iter().any(|file| built.contains_key(file)) {
             continue;
         }
         new.images.retain(|_, image| image.frame != *frame);
         let mut whole = Vec::new();
-        for file in files {
+        for file in &files {
             let b = built.remove(file).with_context(|| format!("{file} was not built with the others of its frame"))?;
             new.images.insert(file.clone(), Image { offset: whole.len(), ..b.line });
             new.parameters.extend(b.parameters);
@@ -243,7 +242,8 @@ fn write<V: Vendor>(
 /// Fails where the committed images are not what the sources give.
 fn compare<T: Taken>(folder: &Path, old: &Manifest<T>, all: &[Job], built: &All<T>, whole: bool) -> Result<()> {
     let mut wrong = Vec::new();
-    for (frame, files) in frames(all) {
+    for (frame, jobs) in frames(all) {
+        let files: Vec<_> = jobs.iter().map(|job| job.file()).collect();
         // A check of some sources builds none of the others.
         let Some(made) = files.iter().map(|file| built.get(file)).collect::<Option<Vec<_>>>() else { continue };
         let mut offset = 0;

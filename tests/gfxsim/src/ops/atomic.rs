@@ -137,3 +137,27 @@ fn changed(op: AtomicOp, wide: bool, old: u64, new: u64, expected: u64) -> u64 {
         AtomicOp::AddBrains => halves(|a, b| to_brain(from_brain(a) + from_brain(b))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_width_decides_about_signs_and_floats() {
+        let least = |wide| changed(AtomicOp::MinSigned, wide, 0xffff_ffff, 1, 0);
+        assert_eq!((least(false) as u32, least(true)), (u32::MAX, 1));
+        let most = |wide| changed(AtomicOp::MaxSigned, wide, 0xffff_ffff, 1, 0);
+        assert_eq!((most(false) as u32, most(true)), (1, 0xffff_ffff));
+        let [narrow, wide] = [u64::from(1.5f32.to_bits()), 1.5f64.to_bits()];
+        assert_eq!(changed(AtomicOp::AddFloat, false, narrow, narrow, 0), 3f32.to_bits().into());
+        assert_eq!(changed(AtomicOp::AddFloat, true, wide, wide, 0), 3f64.to_bits());
+    }
+
+    #[test]
+    fn some_look_at_what_was_there() {
+        let swap = |expected| changed(AtomicOp::CompareSwap, false, 5, 7, expected);
+        assert_eq!((swap(5), swap(6)), (7, 5));
+        let next = |old| changed(AtomicOp::Increment, false, old, 3, 0);
+        assert_eq!((next(2), next(3), next(9)), (3, 0, 0));
+    }
+}
