@@ -228,7 +228,8 @@ unsafe impl GpuDriver for EmuDriver {
         let Some(e) = entries.iter().find(|e| e.name(self.builder.wave) == entry) else {
             return Err(failed("function", format!("{} has no entry {entry}", module.0.name)));
         };
-        let name = module.0.name;
+        // A gradient that is compiled apart is in its operator's file.
+        let name = module.0.name.trim_end_matches("_bwd");
         let text = read(&format!("mhc-core/src/ops/{name}/kernel.cuh"))
             .or_else(|_| read(&format!("mhc-core/device/{name}.cuh")))?;
         let unit = format!("{text}\nMHC_KERNEL_{}({entry}, {}, {})\n", e.kernel, e.dtype, e.streams);

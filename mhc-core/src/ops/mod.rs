@@ -29,6 +29,7 @@ pub const SOURCES: &[gpu::Source] = &[
     head::SOURCE,
     orthostochastic::SOURCE,
     post::SOURCE,
+    post::BACKWARD,
     pre::SOURCE,
     project::SOURCE,
     recompute::SOURCE,

@@ -3,7 +3,7 @@
 pub(super) mod plan;
 mod reference;
 
-pub use plan::SOURCE;
+pub use plan::{BACKWARD, SOURCE};
 pub use reference::{backward, forward};
 
 use crate::{

@@ -6,11 +6,18 @@ use crate::{
     gpu::{self, Args, Entry, GpuCaps, Launch, Plan, Ref, Source},
 };
 
-/// The device source.
+/// The device source, whose gradient is compiled apart: a first call unpacks an image, and who serves a model has no use for most of this
+/// one.
 pub const SOURCE: Source = Source {
     name: "post",
     text: include_str!("kernel.cuh"),
-    entries: || Entry::both(&["post_fwd", "post_bwd", "post_bwd_f32"], gpu::STREAMS),
+    entries: || Entry::both(&["post_fwd"], gpu::STREAMS),
+};
+/// The gradient's kernels.
+pub const BACKWARD: Source = Source {
+    name: "post_bwd",
+    entries: || Entry::both(&["post_bwd", "post_bwd_f32"], gpu::STREAMS),
+    ..SOURCE
 };
 
 /// Threads of a block; the kernels are compiled for at most that many.
@@ -31,7 +38,7 @@ pub(in crate::ops) fn forward_launch(
     // One vector a thread: most loads in flight, and the most blocks for few tokens.
     let across = d.channels.div_ceil(threads as usize * (16 / act.size()));
     let entry = Entry::serving("post_fwd", act, d.streams);
-    Launch::new("post", entry, gpu::blocks(d.tokens), threads, args).across(gpu::blocks(across).min(65535))
+    Launch::new(SOURCE.name, entry, gpu::blocks(d.tokens), threads, args).across(gpu::blocks(across).min(65535))
 }
 
 /// Operands `x`, `y`, `mixes`, `d_x_next`, `d_x`, `d_y`, `d_mixes`; `wide`: `d_x_next` is f32.
@@ -48,7 +55,7 @@ pub(in crate::ops) fn backward_launch(
     let args = args.u32(&[usize::from(orientation == Orientation::FromTo)]).build();
     let threads = gpu::threads(d.channels, act, caps, THREADS);
     let entry = Entry::serving(if wide { "post_bwd_f32" } else { "post_bwd" }, act, d.streams);
-    Launch::new("post", entry, gpu::blocks(d.tokens), threads, args)
+    Launch::new(BACKWARD.name, entry, gpu::blocks(d.tokens), threads, args)
 }
 
 pub(super) fn forward(op: &Post, d: &Dims, act: DType, caps: &GpuCaps) -> Plan {
