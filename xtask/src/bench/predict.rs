@@ -194,6 +194,23 @@ mod tests {
     use mhc_core::gpu::Entry;
 
     use super::*;
+    use crate::kernels::tests::committed;
+
+    /// The bar: the largest of the published shapes moves its operands in at most 30 µs.
+    #[test]
+    fn the_published_shapes_are_bound_by_little_memory_time() {
+        let manifest = committed::<Hip>();
+        let layer = StaticLayer { numerics: Numerics::default(), norm_eps: 1e-6 };
+        let p = Problem::new(layer, Dims::new(1024, 4, 1920), DType::F32);
+        let e = MI300X.estimate(&manifest, &p).unwrap();
+        // x and out, w, and three matrices: nothing else is counted.
+        let bytes = 4.0 * (2 * 1024 * 4 * 1920 + 1920) as f64;
+        assert!((e.operands - bytes / 5.3e6).abs() < 0.1, "{e:?}");
+        assert!(e.operands + e.scratch <= 30.0, "{e:?}");
+        for (p, _) in problems() {
+            assert!(MI300X.estimate(&manifest, &p).unwrap().us() > 0.0);
+        }
+    }
 
     #[test]
     fn registers_shared_memory_and_whole_blocks_bound_the_waves() {

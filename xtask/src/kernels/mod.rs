@@ -5,7 +5,7 @@ pub mod cuda;
 pub mod hip;
 pub mod manifest;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 pub mod vendor;
 mod wheel;
 

@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, path::Path};
 
 use mhc_core::{AnyOp, DType, Level, gpu::GpuCaps};
 
-use super::{cuda::Cuda, manifest::Manifest, vendor::Vendor};
+use super::{cuda::Cuda, hip::Hip, manifest::Manifest, vendor::Vendor};
 
-fn committed<V: Vendor>() -> Manifest<V::Taken> {
+/// The manifest of a vendor.
+pub fn committed<V: Vendor>() -> Manifest<V::Taken> {
     Manifest::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(V::FOLDER)).unwrap()
 }
 
@@ -54,4 +55,18 @@ fn nvidia() {
     // Devices that take the portable kernels alone, and all of the tuned ones.
     let tuned = mhc_cuda::images::tuned(90);
     every_launch_has_an_entry::<Cuda>(&[caps("sm_80", 32, 232_448, Vec::new()), caps("sm_90", 32, 232_448, tuned)]);
+}
+
+#[test]
+fn amd() {
+    every_target_has_an_image::<Hip>();
+    let device = |arch: &str, lds| caps(arch, mhc_hip::images::wave(arch), lds, mhc_hip::images::tuned(arch));
+    let devices = [
+        ("gfx90a", 64 << 10),
+        ("gfx942", 64 << 10),
+        ("gfx950", 160 << 10),
+        ("gfx1100", 64 << 10),
+        ("gfx1201", 64 << 10),
+    ];
+    every_launch_has_an_entry::<Hip>(&devices.map(|(arch, lds)| device(arch, lds)));
 }
