@@ -1,5 +1,5 @@
-// Copies from memory to shared memory that run by themselves (cp.async, compute capability 8.0 and above), and loads with a hint. Shared memory is named by
-// 32-bit addresses here, as the instructions want it.
+// Copies from memory to shared memory that run by themselves (cp.async, compute capability 8.0 and above), loads with a hint, and
+// barriers of some of a block's warps. Shared memory is named by 32-bit addresses here, as the instructions want it.
 #pragma once
 #include "vector.cuh"
 
@@ -38,3 +38,7 @@ template <class E, u32 V> DEVICE void load_lines(Packed<E, V>& to, const E* from
 DEVICE void global_store(void* p, const u32 (&v)[4]) {
     asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
+
+// `count` threads of the block meet at barrier `id`; those of `named_arrive` do not wait.
+DEVICE void named_arrive(u32 id, u32 count) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory"); }
+DEVICE void named_sync(u32 id, u32 count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }

@@ -27,9 +27,6 @@ DEVICE void barrier_wait_cluster(u32 bar, u32 parity) {
                  "r"(parity)
                  : "memory");
 }
-// `count` threads of the block meet at barrier `id`; those of `named_arrive` do not wait.
-DEVICE void named_arrive(u32 id, u32 count) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory"); }
-DEVICE void named_sync(u32 id, u32 count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }
 
 DEVICE u32 cluster_rank() {
     u32 r;

@@ -1,55 +1,24 @@
-// static_fwd_ahead, static_bwd_ahead, static_bwd_finish, dynamic_bwd_ahead: the layers (see layer_fwd, layer_bwd) up to 4 streams, for rows
-// of channels that the threads of one block hold in registers.
+// static_fwd_ahead, static_bwd_ahead, static_bwd_finish, dynamic_bwd_ahead, dynamic_bwd_finish: the layers (see layer_fwd, layer_bwd) up
+// to 4 streams, for rows of channels that the threads of one block hold in registers.
 //
-// Operands  as layer_fwd and layer_bwd; static: the raw coefficients in place of mixes.
+// Operands  as layer_fwd and layer_bwd; static: the raw coefficients in place of mixes; dynamic: z and ρ, and the coefficients, p and s
+//           of coefficients_bwd come out.
 // Mapping   A block goes from token to token; a thread has the same channels of every row of each. Static: while its first rows are on
 //           their way, every block makes the coefficients, the same bits in each. Backward: rows come ahead by copies that run by
 //           themselves, into places that only their thread reads, so that nobody waits for anybody; the one barrier of a token is for
 //           the sums over channels, which every warp adds for itself. d_w stays in registers, d_mixes of all tokens in a lane each.
-//           static_bwd_finish: blocks of 32 columns of d_w; one more adds d_mixes and goes back through sigmoids and Sinkhorn.
-// Traffic   forward 2nC elements a token, backward 3nC (dynamic: 2nC, and 4C bytes of d_li), and 4(C + n(n+2)) bytes a block.
+//           static_bwd_finish: blocks of 32 columns of d_w; one more adds d_mixes and goes back through sigmoids and Sinkhorn. Dynamic:
+//           two warps more go back from each token's d_mixes while the others are at the next tokens (coefficients_back.cuh);
+//           dynamic_bwd_finish adds d_w and the gradients of alpha and the bias.
+// Traffic   forward 2nC elements a token, backward 3nC (dynamic: 2nC, and 4C + 16n(n+2) bytes), and 4(C + n(n+2)) bytes a block.
 // Numerics  f32 sums in an order fixed by C, and over tokens by T, alone.
 // Measured  (n = 4, f32, T = 2560, C = 1280, one H100, 4.5 µs of an empty graph in each) static forward 43.3 µs, where three launches took
-//           50.8; backward 73.6, of which 8 are static_bwd_finish; both 115, where ten launches took 191. dynamic_bwd_ahead 55, where
-//           layer_bwd takes 99.
+//           50.8; backward 73.6, of which 8 are static_bwd_finish; both 115, where ten launches took 191.
 // Tried     Sinkhorn by one thread: 45.3, and 83 with the finish, as its code is long and cold; by lanes it is neither. Backward with 132
 //           ranges of tokens: 67.5 against 65.5; 528: 65.0, but 80 with the finish; three or four tokens ahead: the same. Stores of 4
 //           words that the compiler split: 2 µs.
-#include "copies.cuh"
-#include "mix.cuh"
-#include "sinkhorn.cuh"
-
-// A thread's vector of each row.
-template <class E, u32 N> struct Column {
-    static const u32 V = Width<E>::V;
-    Packed<E, V> row[N];
-
-    DEVICE_MEMBER void load(Rows<const E> x, u32 c) {
-#pragma unroll
-        for (u32 j = 0; j < N; ++j) row[j].template load<true>(x.at(j) + c, V);
-    }
-    // Σ_j h[j·step]·x_j
-    DEVICE_MEMBER void sum(const float* h, u32 step, float (&to)[V]) const {
-#pragma unroll
-        for (u32 k = 0; k < V; ++k) to[k] = 0.0f;
-        add(h, step, to);
-    }
-    DEVICE_MEMBER void add(const float* h, u32 step, float (&to)[V]) const {
-#pragma unroll
-        for (u32 j = 0; j < N; ++j) {
-            float v[V];
-            row[j].get(v);
-#pragma unroll
-            for (u32 k = 0; k < V; ++k) to[k] = fused(h[j * step], v[k], to[k]);
-        }
-    }
-};
-
-template <class E, u32 V> DEVICE void put(E* p, const float (&f)[V]) {
-    Packed<E, V> packed;
-    packed.set(f);
-    global_store(p, packed.w);
-}
+#include "coefficients_back.cuh"
+#include "column.cuh"
 
 // The coefficients in shared memory: H_res as [to][from] with H_post as one more column, then H_pre.
 template <u32 N> struct Weights {
@@ -147,17 +116,18 @@ template <class E, u32 N, u32 KEEP> DEVICE void static_fwd_ahead(const StaticFwd
 template <class E> struct LayerBwd {
     Streams<const E> x;
     const float* w;
-    // static_layer.
+    // static_layer; of dynamic_layer the conventions alone.
     Raw raw;
     // dynamic_layer: what a token's coefficients are made of.
     Rows<const float> z;
-    const float *alpha, *bias;
+    const float *alpha, *bias, *inv_rms;
     Streams<const E> g;
     // static_layer.
     Streams<E> d_x;
-    // dynamic_layer: [T, C]
-    Rows<float> d_li;
-    // dynamic_layer: [T, n(n+2)] in the order of mixes; static_layer: [blocks, n(n+2)].
+    // dynamic_layer: [T, C]; the coefficients again; p and s of coefficients_bwd; and its sums over tokens, [2 · blocks, 2, n(n+2)].
+    Rows<float> d_li, mixes;
+    float *p, *shrink, *sums;
+    // static_layer: [blocks, n(n+2)].
     float* d_mixes;
     // [blocks, C]
     float* d_w;
@@ -178,8 +148,9 @@ template <class E, u32 N, u32 STAGES> struct Ahead {
     Words<4>* mine;
     u32 c;
     u64 last;
+    u32 threads;
 
-    DEVICE_MEMBER Words<4>& place(u32 stage, u32 row) const { return mine[(stage * 2 * N + row) * threads()]; }
+    DEVICE_MEMBER Words<4>& place(u32 stage, u32 row) const { return mine[(stage * 2 * N + row) * threads]; }
     DEVICE_MEMBER void fetch(u64 t, u32 stage) const {
         if (c < a.channels && t < last) {
 #pragma unroll
@@ -267,6 +238,7 @@ template <class E, u32 N> struct Gates {
     }
 };
 
+// Dynamic: THREADS and the warps of Mail more, whose denominators lie behind the rows that come ahead.
 template <class E, u32 N, bool DYNAMIC, u32 STAGES, u32 THREADS> DEVICE void layer_bwd_ahead(const LayerBwd<E>& a) {
     using W = Weights<N>;
     using S = Dots<N>;
@@ -277,7 +249,16 @@ template <class E, u32 N, bool DYNAMIC, u32 STAGES, u32 THREADS> DEVICE void lay
     const u32 c = thread_index() * V;
     const u64 range = (a.tokens + blocks_x() - 1) / blocks_x(), first = block_x() * range;
     const u64 last = first + range < a.tokens ? first + range : a.tokens;
-    const Ahead<E, N, STAGES> ahead = {a, stages + thread_index(), c, last};
+    const u32 own = threads() - (DYNAMIC ? Mail<N>::WARPS * MHC_WAVE : 0);
+    SHARED Mail<N> mail;
+    if (DYNAMIC && thread_index() >= own) {
+        const u32 box = (thread_index() - own) / MHC_WAVE;
+        double* kept = (double*)(stages + 2 * N * STAGES * own) + box * 2 * a.raw.form.iters * N;
+        coefficients_back<N>(a, first, last, box, mail, kept);
+        return;
+    }
+    const auto meet = [=]() { named_sync(1, own); };
+    const Ahead<E, N, STAGES> ahead = {a, stages + thread_index(), c, last, own};
     float w[V] = {}, d_w[V] = {}, d_mix = 0.0f;
     if (c < a.channels) load(a.w + c, w);
     else {
@@ -294,7 +275,7 @@ template <class E, u32 N, bool DYNAMIC, u32 STAGES, u32 THREADS> DEVICE void lay
     } else {
         raw_weights<N>(a.raw, a.from_to, weights[0]);
     }
-    barrier();
+    meet();
     u32 stage = 0, turn = 0;
     for (u64 t = first; t < last; ++t) {
         const float* h = weights[DYNAMIC ? turn : 0];
@@ -312,16 +293,16 @@ template <class E, u32 N, bool DYNAMIC, u32 STAGES, u32 THREADS> DEVICE void lay
             gates.put(a, weights[turn ^ 1]);
             gates.fetch(a, t + 2, last);
         }
-        barrier();
+        meet();
         float sum = 0.0f;
-        for (u32 v = 0; v < waves(); ++v) sum += scratch[turn][v * MHC_WAVE + lane_index()];
+        for (u32 v = 0; v < own / MHC_WAVE; ++v) sum += scratch[turn][v * MHC_WAVE + lane_index()];
         turn ^= 1;
         const float r = 1.0f / square_root(shuffle(sum, S::SQUARE) / (float)a.channels + a.eps);
         const float pull = r * r * r * shuffle(sum, S::ALONG) / (float)a.channels;
         if (wave_index() == 0) {
             const float d = mixing_gradient<N>(sum, r, pull, a.from_to);
-            if constexpr (!DYNAMIC) d_mix += d;
-            else if (lane_index() < MIX) a.d_mixes[t * MIX + lane_index()] = d;
+            if constexpr (DYNAMIC) mail.put((u32)(t - first), (u32)(last - first), d);
+            else d_mix += d;
         }
 #pragma unroll
         for (u32 k = 0; k < V; ++k) {
@@ -357,10 +338,25 @@ struct StaticFinish {
     alignas(8) u32 rows, channels;
 };
 
-// Groups of threads that add every so many rows; warp 0 belongs to none, as the matrix takes it that long to come back to.
+// Groups of 32 threads that add every so many rows, g, g + GROUPS, ... of parts [rows, count].
 static const u32 GROUPS = 16;
 
-// Dynamic shared memory: the denominators of Sinkhorn's half-steps.
+DEVICE float group_sum(const float* parts, u32 rows, u32 count, u32 k, u32 g) {
+    float sum = 0.0f;
+#pragma unroll 9
+    for (u32 r = g; r < rows; r += GROUPS) sum += parts[(u64)r * count + k];
+    return sum;
+}
+
+DEVICE float sum_of_groups(const float (&group)[GROUPS][32], u32 column) {
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < GROUPS; ++i) sum += group[i][column];
+    return sum;
+}
+
+// Warp 0 belongs to no group, as the matrix takes it that long to come back to. Dynamic shared memory: the denominators of Sinkhorn's
+// half-steps.
 template <u32 N> DEVICE void static_bwd_finish(const StaticFinish& a) {
     SHARED float group[GROUPS][32];
     SHARED float d[32];
@@ -370,13 +366,7 @@ template <u32 N> DEVICE void static_bwd_finish(const StaticFinish& a) {
     const bool matrix = block_x() + 1 == blocks_x();
     if (g > 0) {
         const u32 count = matrix ? MIX : a.channels, k = matrix ? column : block_x() * 32 + column;
-        const float* parts = (matrix ? a.d_mixes_parts : a.d_w_parts) + k;
-        float sum = 0.0f;
-        if (k < count) {
-#pragma unroll 9
-            for (u32 r = g - 1; r < a.rows; r += GROUPS) sum += parts[(u64)r * count];
-        }
-        group[g - 1][column] = sum;
+        group[g - 1][column] = k < count ? group_sum(matrix ? a.d_mixes_parts : a.d_w_parts, a.rows, count, k, g - 1) : 0.0f;
     }
     const auto logits = led(a.raw.form, [&](u32 i, u32 j) { return a.raw.h_res.at(i)[j]; });
     const u32 e = LaneMatrix<N>::element();
@@ -390,9 +380,7 @@ template <u32 N> DEVICE void static_bwd_finish(const StaticFinish& a) {
     }
     barrier();
     if (g > 0) return;
-    float sum = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < GROUPS; ++i) sum += group[i][column];
+    const float sum = sum_of_groups(group, column);
     if (!matrix) {
         if (block_x() * 32 + column < a.channels) a.d_w[block_x() * 32 + column] = sum;
         return;
@@ -416,10 +404,40 @@ template <u32 N> DEVICE void static_bwd_finish(const StaticFinish& a) {
     }
 }
 
+struct DynamicFinish {
+    const float *d_w_parts, *sums;
+    float *d_w, *d_alpha, *d_bias;
+    alignas(8) u32 rows, channels;
+};
+
+// Blocks of 32 columns of d_w; the last but one adds the gradient of the bias, the last those of alpha.
+template <u32 N> DEVICE void dynamic_bwd_finish(const DynamicFinish& a) {
+    SHARED float group[GROUPS][32];
+    const u32 MIX = N * (N + 2), column = thread_index() % 32, g = thread_index() / 32, of_w = blocks_x() - 2;
+    const bool weights = block_x() < of_w, bias = block_x() == of_w;
+    const u32 k = weights ? block_x() * 32 + column : bias ? column : MIX + column;
+    const bool there = weights ? k < a.channels : column < MIX;
+    const u32 rows = weights ? a.rows : Mail<N>::WARPS * a.rows, count = weights ? a.channels : 2 * MIX;
+    group[g][column] = there ? group_sum(weights ? a.d_w_parts : a.sums, rows, count, k, g) : 0.0f;
+    barrier();
+    if (g > 0) return;
+    const float sum = sum_of_groups(group, column);
+    if (weights || bias) {
+        if (there) (weights ? a.d_w : a.d_bias)[k] = sum;
+        return;
+    }
+    for (u32 i = 0; i < 3; ++i) {
+        const float all = wave_sum(smaller(column / N, 2u) == i ? sum : 0.0f);
+        if (column == 0) a.d_alpha[i] = all;
+    }
+}
+
 #define MHC_KERNEL_static_fwd_ahead(NAME, E, N) \
     MHC_ENTRY_RESIDENT(NAME, 320, 2, StaticFwd<E>, static_fwd_ahead<E, N, sizeof(E) / 2>)
 #define MHC_KERNEL_static_bwd_ahead(NAME, E, N) \
     MHC_ENTRY_RESIDENT(NAME, 512, 1, LayerBwd<E>, layer_bwd_ahead<E, N, false, 2, 512>)
+// Two blocks of 384 threads, which 1280 channels take.
 #define MHC_KERNEL_dynamic_bwd_ahead(NAME, E, N) \
-    MHC_ENTRY_RESIDENT(NAME, 512, 1, LayerBwd<E>, layer_bwd_ahead<E, N, true, 2, 512>)
+    MHC_ENTRY_RESIDENT(NAME, 768, 1, LayerBwd<E>, layer_bwd_ahead<E, N, true, 2, 512>)
 #define MHC_KERNEL_static_bwd_finish(NAME, E, N) MHC_ENTRY(NAME, 32 * GROUPS + 32, StaticFinish, static_bwd_finish<N>)
+#define MHC_KERNEL_dynamic_bwd_finish(NAME, E, N) MHC_ENTRY(NAME, 32 * GROUPS, DynamicFinish, dynamic_bwd_finish<N>)

@@ -6,8 +6,8 @@
 
 use anyhow::{Result, anyhow};
 use mhc_core::{
-    AnyOp, DType, Dims, Eps, Layout, Level, Order, Orientation, Problem, SinkhornForm, Slot, Start, Stream,
-    ops::{Sinkhorn, SinkhornBwd},
+    AnyOp, DType, Dims, Eps, Layout, Level, Numerics, Order, Orientation, Problem, SinkhornForm, Slot, Start, Stream,
+    ops::{DynamicLayer, DynamicLayerBwd, Sinkhorn, SinkhornBwd, StaticLayer, StaticLayerBwd},
 };
 use mhc_tests::{
     cases, check,
@@ -68,6 +68,36 @@ fn forms() -> impl Strategy<Value = SinkhornForm> {
     (start, order, eps, iters).prop_map(|(start, order, eps, iters)| SinkhornForm { start, order, eps, iters })
 }
 
+fn orientations() -> impl Strategy<Value = Orientation> {
+    prop_oneof![Just(Orientation::FromTo), Just(Orientation::ToFrom)]
+}
+
+/// A layer in any conventions, which need not be anybody's, at sizes that devices have kernels of their own for.
+fn layers() -> impl Strategy<Value = (AnyOp, Dims)> {
+    let epsilon = || prop_oneof![Just(0.0), Just(1e-6), Just(1e-2)];
+    let numerics = (forms(), orientations(), epsilon(), prop_oneof![Just(1.0), Just(2.0)]);
+    let numerics = numerics.prop_map(|(sinkhorn, orientation, pre_eps, post_mult)| Numerics {
+        sinkhorn,
+        orientation,
+        pre_eps,
+        post_mult,
+        ..Numerics::mhc_cu()
+    });
+    let op = (numerics, 0usize..5).prop_map(|(numerics, which)| {
+        let norm_eps = 1e-5;
+        match which {
+            0 => StaticLayer { numerics, norm_eps }.into(),
+            1 => StaticLayerBwd { numerics, norm_eps }.into(),
+            2 => DynamicLayerBwd { numerics, norm_eps }.into(),
+            which => AnyOp::from(DynamicLayer { numerics, norm_eps, save: which == 3 }),
+        }
+    });
+    // A few tokens, and of few channels so many that a block takes several after another.
+    let few = prop_oneof![4 => (1usize..45, 1usize..12), 1 => (1usize..12, 60usize..=96)];
+    let sizes = prop_oneof![5 => few, 1 => (250usize..290, 1usize..3), 2 => (1050usize..1700, 1usize..3)];
+    (op, sizes).prop_map(|(op, (tokens, sixteens))| (op, Dims::new(tokens, 4, 16 * sixteens)))
+}
+
 /// Any operator with attributes of its cases, or Sinkhorn in any form.
 fn operators() -> BoxedStrategy<AnyOp> {
     let asked = std::env::var("MHC_TEST_OP").unwrap_or_default();
@@ -78,8 +108,7 @@ fn operators() -> BoxedStrategy<AnyOp> {
     if !named("sinkhorn") {
         return listed.boxed();
     }
-    let orientation = prop_oneof![Just(Orientation::FromTo), Just(Orientation::ToFrom)];
-    let sinkhorn = (forms(), orientation, any::<bool>()).prop_map(|(form, orientation, backward)| match backward {
+    let sinkhorn = (forms(), orientations(), any::<bool>()).prop_map(|(form, orientation, backward)| match backward {
         true => SinkhornBwd { form, orientation }.into(),
         false => Sinkhorn { form, orientation }.into(),
     });
@@ -103,12 +132,12 @@ fn hardness() -> impl Strategy<Value = Hardness> {
     (sigma, rows).prop_map(|(sigma, rows)| Hardness { sigma, rows })
 }
 
-/// A runner whose draws depend on `MHC_TEST_SEED` and the name alone.
-fn runner(name: &str, level: Level) -> TestRunner {
+/// A runner whose draws depend on `MHC_TEST_SEED` and the name alone: so many cases, and more at higher levels.
+fn runner(name: &str, level: Level, cases: u32) -> TestRunner {
     let cases = match level {
-        Level::Smoke => 300,
-        Level::Full => 3000,
-        Level::Soak => 30_000,
+        Level::Smoke => cases,
+        Level::Full => 10 * cases,
+        Level::Soak => 100 * cases,
     };
     let mut rng = Rng::new(data::seed(name));
     let seed: Vec<u8> = (0..4).flat_map(|_| rng.bits().to_le_bytes()).collect();
@@ -116,21 +145,37 @@ fn runner(name: &str, level: Level) -> TestRunner {
     TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
 }
 
+/// An error unless a problem with drawn operands has the reference's results.
+fn agrees(stream: &Stream, p: &Problem, hardness: Hardness, seed: u64) -> Result<()> {
+    let operands = data::operands_with(p, seed, |slot, values, rng| hardness.apply(p, slot, values, rng))?;
+    Trial::with(p.clone(), operands)?.check(stream).map(|_| ())
+}
+
 fn drawn(device: &devices::Subject) -> Result<()> {
     let stream = Stream::new(device.device.clone())?;
     let act = proptest::sample::select(DType::ALL.to_vec());
     let all = (operators(), sizes(), act, hardness(), any::<u64>());
-    let outcome = runner(&device.name, mhc_tests::level()?).run(&all, |(op, dims, act, hardness, seed)| {
+    let outcome = runner(&device.name, mhc_tests::level()?, 300).run(&all, |(op, dims, act, hardness, seed)| {
         let dims =
             if op.desc().slots.iter().any(|s| s.axes.contains(&mhc_core::Axis::L)) { dims } else { dims.layers(1) };
         let p = Problem { op, dims, act };
-        let check = || {
-            let operands = data::operands_with(&p, seed, |slot, values, rng| hardness.apply(&p, slot, values, rng))?;
-            Trial::with(p.clone(), operands)?.check(&stream)
-        };
-        check().map(|_| ()).map_err(|e| TestCaseError::fail(format!("{e:#}")))
+        agrees(&stream, &p, hardness, seed).map_err(|e| TestCaseError::fail(format!("{e:#}")))
     });
     outcome.map_err(|e| anyhow!("{}: {e}", device.name))
+}
+
+#[test]
+fn layers_agree_with_the_reference_in_any_conventions() -> Result<()> {
+    for subject in devices::chosen()? {
+        let stream = Stream::new(subject.device)?;
+        let mut runner = runner(&format!("layers@{}", subject.name), mhc_tests::level()?, 60);
+        let outcome = runner.run(&(layers(), hardness(), any::<u64>()), |((op, dims), hardness, seed)| {
+            let p = Problem { op, dims, act: DType::F32 };
+            agrees(&stream, &p, hardness, seed).map_err(|e| TestCaseError::fail(format!("{e:#}")))
+        });
+        outcome.map_err(|e| anyhow!("{}: {e}", subject.name))?;
+    }
+    Ok(())
 }
 
 #[test]

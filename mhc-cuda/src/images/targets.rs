@@ -33,9 +33,15 @@ const TUNED: &[Source] = &[
         text: include_str!("../../kernels/layer_ahead.cuh"),
         entries: || {
             // The layers of mHC.cu are in f32 with 4 streams: what else they are run with is not worth a twentieth of the crate.
-            let kernels = ["static_fwd_ahead", "static_bwd_ahead", "dynamic_bwd_ahead", "static_bwd_finish"];
+            let layers = ["static_fwd_ahead", "static_bwd_ahead", "dynamic_bwd_ahead"];
+            let kernels = [&layers[..], &["static_bwd_finish", "dynamic_bwd_finish"]].concat();
             Entry::all_f32(&kernels, &[4]).into_iter().map(|e| Entry { arch: "sm80", ..e }).collect()
         },
+    },
+    Source {
+        name: "dynamic_fwd_mma",
+        text: include_str!("../../kernels/dynamic_fwd_mma.cuh"),
+        entries: || vec![Entry { arch: "sm80", ..Entry::new("dynamic_fwd_mma", DType::F32, 4) }],
     },
     Source {
         name: "pre_cluster",
@@ -69,6 +75,8 @@ fn hopper(kernels: impl IntoIterator<Item = (&'static str, u32)>, dtypes: &[DTyp
 /// Files that the tuned sources include besides those of all GPUs.
 const TUNED_HEADERS: &[(&str, &str)] = &[
     ("copies.cuh", include_str!("../../kernels/copies.cuh")),
+    ("column.cuh", include_str!("../../kernels/column.cuh")),
+    ("coefficients_back.cuh", include_str!("../../kernels/coefficients_back.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
     ("cluster_layout.cuh", include_str!("../../kernels/cluster_layout.cuh")),

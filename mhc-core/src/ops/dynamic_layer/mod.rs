@@ -3,6 +3,7 @@
 
 mod plan;
 mod reference;
+mod tuned;
 
 pub use reference::{Gradient, backward, forward};
 

@@ -8,17 +8,11 @@ use crate::{
 
 /// The device source, whose gradient is compiled apart: a first call unpacks an image, and who serves a model has no use for most of this
 /// one.
-pub const SOURCE: Source = Source {
-    name: "post",
-    text: include_str!("kernel.cuh"),
-    entries: || Entry::both(&["post_fwd"], gpu::STREAMS),
-};
+pub const SOURCE: Source =
+    Source { name: "post", text: include_str!("kernel.cuh"), entries: || Entry::both(&["post_fwd"], gpu::STREAMS) };
 /// The gradient's kernels.
-pub const BACKWARD: Source = Source {
-    name: "post_bwd",
-    entries: || Entry::both(&["post_bwd", "post_bwd_f32"], gpu::STREAMS),
-    ..SOURCE
-};
+pub const BACKWARD: Source =
+    Source { name: "post_bwd", entries: || Entry::both(&["post_bwd", "post_bwd_f32"], gpu::STREAMS), ..SOURCE };
 
 /// Threads of a block; the kernels are compiled for at most that many.
 const THREADS: u32 = 256;

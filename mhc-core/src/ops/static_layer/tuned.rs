@@ -20,7 +20,7 @@ const RANGES: usize = 264;
 const STAGES: usize = 2;
 
 /// More shared memory than the kernels of backward have besides.
-const FIXED: u32 = 8 << 10;
+const FIXED: u32 = 12 << 10;
 
 /// Threads and columns of a block of the last launch of backward, and the most memory that Sinkhorn's denominators may take there.
 const FINISH: (u32, usize) = (544, 32);
@@ -57,12 +57,12 @@ pub(super) fn forward(op: &StaticLayer, d: &Dims, act: DType, caps: &GpuCaps) ->
     Some(Launch { resident: true, ..Launch::new(source, entry, gpu::blocks(d.tokens), threads, args) })
 }
 
-/// The gradient of either layer but for what the coefficients are made of: `args` are the kernel's up to `d_li`. Where `d_mixes` goes
-/// depends on the kernel: see there. Also the parts of d_w, one for each of [`ranges`].
+/// The gradient of either layer but for what the coefficients are made of: `args` are the kernel's up to `d_mixes`, `more` threads and
+/// bytes of shared memory that it takes besides. Also the parts of d_w, one for each of [`ranges`].
 pub(in crate::ops) fn backward_launch(
     kernel: &str,
     args: Args,
-    d_mixes: Ref,
+    more: (u32, u32),
     d: &Dims,
     act: DType,
     caps: &GpuCaps,
@@ -72,13 +72,10 @@ pub(in crate::ops) fn backward_launch(
     let (source, entry) = caps.tuned(kernel, act, d.streams)?;
     let threads = threads(d, act, caps, 1, BACKWARD)?;
     let d_w = scratch.pointer(ranges(d.tokens) * d.channels);
-    let d_mixes =
-        if let Ref::Scratch(offset, strides, _) = d_mixes { Ref::Scratch(offset, strides, 0) } else { d_mixes };
-    let args = args.at(&[d_mixes, d_w]).dims(d).u32(&[from_to(orientation)]).f32(&[norm_eps]).build();
-    let launch = Launch::new(source, entry, gpu::blocks(ranges(d.tokens)), threads, args);
-    let rows = STAGES * 2 * d.streams;
-    Some((Launch { shared: (rows * 16) as u32 * threads, ..launch }, d_w))
-        .filter(|(l, _)| l.shared + FIXED <= caps.shared_per_block)
+    let args = args.at(&[d_w]).dims(d).u32(&[from_to(orientation)]).f32(&[norm_eps]).build();
+    let shared = (STAGES * 2 * d.streams * 16) as u32 * threads + more.1;
+    let launch = Launch::new(source, entry, gpu::blocks(ranges(d.tokens)), threads + more.0, args);
+    Some((Launch { shared, ..launch }, d_w)).filter(|_| shared + FIXED <= caps.shared_per_block)
 }
 
 pub(super) fn backward(
@@ -92,11 +89,11 @@ pub(super) fn backward(
     let (source, entry) = caps.tuned("static_bwd_finish", DType::F32, d.streams)?;
     let denominators = 8 * 2 * numerics.sinkhorn.iters as usize * d.streams;
     let args = raw(Args::new(desc).streams(&["x"]).pointers(&["w"]), numerics);
-    let args =
-        args.at(&[Ref::Absent(1), Ref::Absent(0), Ref::Absent(0)]).streams(&["d_out", "d_x"]).at(&[Ref::Absent(1)]);
     let d_mixes = scratch.pointer(ranges(d.tokens) * d.mix());
+    let args = args.at(&[Ref::Absent(1)]).at(&[Ref::Absent(0); 3]).streams(&["d_out", "d_x"]);
+    let args = args.at(&[Ref::Absent(1); 2]).at(&[Ref::Absent(0); 3]).at(&[d_mixes]);
     let conventions = (numerics.orientation, op.norm_eps);
-    let layer = backward_launch("static_bwd_ahead", args, d_mixes, d, act, caps, conventions, scratch);
+    let layer = backward_launch("static_bwd_ahead", args, (0, 0), d, act, caps, conventions, scratch);
     let (layer, d_w) = layer.filter(|_| denominators <= DENOMINATORS)?;
 
     let args = raw(Args::new(desc).at(&[d_w, d_mixes]), numerics);
