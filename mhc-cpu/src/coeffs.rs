@@ -65,7 +65,7 @@ impl Coeffs<'_> {
                     };
                     store(s, group, e, h);
                 }
-                projection.forward(s, group.add(gates * S::LANES));
+                projection.forward(s, group.add(gates * S::LANES), 1);
                 self.scatter(s, count, &projection, group, mixes, t);
             }
             t += count;

@@ -36,6 +36,39 @@ impl Blocks {
     }
 }
 
+/// Which vectors the elements of a matrix are, row after row: found by additions, since a division for each would take as long as
+/// the transposition.
+struct Walk {
+    columns: usize,
+    strides: (usize, usize),
+    /// Vector of the row's first element.
+    row: usize,
+    /// Elements of the row that are still to come.
+    left: usize,
+    /// Vector of the next element.
+    at: usize,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn new(columns: usize, strides: (usize, usize)) -> Self {
+        Self { columns, strides, row: 0, left: columns, at: 0 }
+    }
+
+    /// The vector of the next element.
+    #[inline(always)]
+    fn step(&mut self) -> usize {
+        let at = self.at;
+        self.left -= 1;
+        self.at += self.strides.1;
+        if self.left == 0 {
+            self.row += self.strides.0;
+            (self.left, self.at) = (self.columns, self.row);
+        }
+        at
+    }
+}
+
 /// Reads element (i, j) of every token, at `rows(lane, i) + j`, into vector `i·si + j·sj`. Lanes from `count` on become 0.
 ///
 /// # Safety
@@ -51,6 +84,7 @@ pub(crate) unsafe fn gather<S: Simd>(
 ) {
     if count == S::LANES && dense(shape, rows(0, 0), || rows(0, 1)) {
         let mut m = [s.zero(); 16];
+        let mut walk = Walk::new(shape.1, (si, sj));
         let tiles = shape.0 * shape.1 / S::LANES;
         // SAFETY: the caller's promise; without gaps, tile after tile of a token is one piece.
         unsafe {
@@ -60,11 +94,11 @@ pub(crate) unsafe fn gather<S: Simd>(
                 }
                 s.transpose(&mut m);
                 for k in 0..S::LANES {
-                    store(s, to, (e + k) / shape.1 * si + (e + k) % shape.1 * sj, m[k]);
+                    store(s, to, walk.step(), m[k]);
                 }
             }
             for e in tiles * S::LANES..shape.0 * shape.1 {
-                let to = to.add((e / shape.1 * si + e % shape.1 * sj) * S::LANES);
+                let to = to.add(walk.step() * S::LANES);
                 for lane in 0..S::LANES {
                     *to.add(lane) = *rows(lane, 0).add(e);
                 }
@@ -107,12 +141,13 @@ pub(crate) unsafe fn scatter<S: Simd>(
 ) {
     if count == S::LANES && dense(shape, rows(0, 0), || rows(0, 1).cast_const()) {
         let mut m = [s.zero(); 16];
+        let mut walk = Walk::new(shape.1, (si, sj));
         let tiles = shape.0 * shape.1 / S::LANES;
         // SAFETY: the caller's promise; without gaps, tile after tile of a token is one piece.
         unsafe {
             for e in (0..tiles).map(|tile| tile * S::LANES) {
                 for k in 0..S::LANES {
-                    m[k] = load(s, from, (e + k) / shape.1 * si + (e + k) % shape.1 * sj);
+                    m[k] = load(s, from, walk.step());
                 }
                 s.transpose(&mut m);
                 for lane in 0..S::LANES {
@@ -120,7 +155,7 @@ pub(crate) unsafe fn scatter<S: Simd>(
                 }
             }
             for e in tiles * S::LANES..shape.0 * shape.1 {
-                let from = from.add((e / shape.1 * si + e % shape.1 * sj) * S::LANES);
+                let from = from.add(walk.step() * S::LANES);
                 for lane in 0..S::LANES {
                     *rows(lane, 0).add(e) = *from.add(lane);
                 }

@@ -15,7 +15,7 @@ use crate::{
     call::{Call, Rows},
     lanes::{Blocks, gather, load, scatter, store},
     simd::{Simd, SimdFn},
-    sinkhorn::Projection,
+    sinkhorn::{Projection, TOGETHER},
 };
 
 impl CpuOp for Sinkhorn {
@@ -64,7 +64,7 @@ fn rows_of_memory_first(iters: u32, n: usize) -> Projection {
 }
 
 fn forward_bytes(tokens: usize, projection: &Projection) -> usize {
-    Blocks::of(tokens).count() * projection.group_len() * size_of::<f32>()
+    Blocks::of(tokens).count() * TOGETHER * projection.group_len() * size_of::<f32>()
 }
 
 fn backward_bytes(tokens: usize, projection: &Projection) -> usize {
@@ -105,20 +105,27 @@ impl SimdFn for Forward<'_> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let Forward { c, projection, tau, tokens, b } = self;
-        let (n, strides) = (c.d.streams, projection.strides());
+        let (n, strides, group) = (c.d.streams, projection.strides(), projection.group_len());
         let (logits, h_res): (Rows<'_, f32>, Rows<'_, f32>) = (c.rows("logits"), c.rows("h_res"));
         let mut t = tokens.start;
         while t < tokens.end {
-            let count = (tokens.end - t).min(S::LANES);
+            let here = t..(t + TOGETHER * S::LANES).min(tokens.end);
+            let groups = here.len().div_ceil(S::LANES);
             // SAFETY: `t + lane` is in range for `lane < count`, and each token is one block's alone, as is part `b` of the scratch.
             unsafe {
-                let e = c.scratch::<f32>(0, b, projection.group_len()).as_mut_ptr();
-                gather(s, count, (n, n), strides, |lane, i| logits.at(t + lane).ptr(i, 0), e);
-                scale(s, n, tau, e);
-                projection.forward(s, e);
-                scatter(s, count, (n, n), strides, e, |lane, i| h_res.at(t + lane).ptr(i, 0));
+                let e = c.scratch::<f32>(0, b, TOGETHER * group).as_mut_ptr();
+                for (i, t) in here.clone().step_by(S::LANES).enumerate() {
+                    let (e, count) = (e.add(i * group), (here.end - t).min(S::LANES));
+                    gather(s, count, (n, n), strides, |lane, i| logits.at(t + lane).ptr(i, 0), e);
+                    scale(s, n, tau, e);
+                }
+                projection.forward(s, e, groups);
+                for (i, t) in here.clone().step_by(S::LANES).enumerate() {
+                    let (e, count) = (e.add(i * group), (here.end - t).min(S::LANES));
+                    scatter(s, count, (n, n), strides, e, |lane, i| h_res.at(t + lane).ptr(i, 0));
+                }
             }
-            t += count;
+            t = here.end;
         }
     }
 }
