@@ -155,9 +155,9 @@ DEVICE void project_tile(const DynamicFwd& a, u64 t0, Words<4>* mine, Partial& o
     for (u32 k = 0; k + 1 < STAGES; ++k) fetch.next();
     float d[3][3][4] = {};
 #pragma unroll 1
-    for (u32 k = 0; k < count; k += UNIT) {
+    for (u32 k = 0; k < count;) {
 #pragma unroll 1
-        for (u32 j = k; j < smaller(k + UNIT, count); ++j) {
+        for (const u32 end = smaller(k + UNIT, count); k < end; ++k) {
             copies_wait<STAGES - 2>();
             fetch.next();
             // Where the next but STAGES - 1 will be fetched to.
