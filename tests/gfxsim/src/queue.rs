@@ -231,13 +231,14 @@ impl Server {
         }
         self.shared::<AtomicU64>(on + signal::START).store(start, Ordering::Relaxed);
         self.shared::<AtomicU64>(on + signal::END).store(now(), Ordering::Relaxed);
+        // Read before the count: who sees that may give the signal back.
+        let (mailbox, event): (u64, u32) = (self.read(on + signal::MAILBOX), self.read(on + signal::EVENT));
         let value: &AtomicI64 = self.shared(on + signal::VALUE);
         if failed {
             value.store(-1, Ordering::SeqCst);
         } else {
             value.fetch_sub(1, Ordering::SeqCst);
         }
-        let (mailbox, event): (u64, u32) = (self.read(on + signal::MAILBOX), self.read(on + signal::EVENT));
         if mailbox != 0 {
             self.shared::<AtomicU64>(mailbox).store(event.into(), Ordering::SeqCst);
             self.gpu.wake(event);

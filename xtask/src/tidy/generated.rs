@@ -101,7 +101,7 @@ fn parts(root: &Path, files: &[File]) -> Result<BTreeMap<&'static str, String>> 
             Some("accuracy") => records.push(Accuracy::load(&file)?),
             Some("conformance") => {
                 let record = Conformance::load(&file)?;
-                conformance += &record.markdown();
+                let _ = writeln!(conformance, "{}", record.markdown());
                 proofs.push(record);
             }
             Some("bench" | "bars") => {
