@@ -128,9 +128,9 @@ impl Tree {
         let mut command = self.loaded(program);
         command.env("HSA_MODEL_TOPOLOGY", self.topology(gpu)).env("HSA_MODEL_LIB", self.simulator());
         // Copies by packets of their own are not modelled; the runtime's kernels copy instead.
+        command.env("HSA_ENABLE_SDMA", "0");
         // Signals are polled: at its end the runtime takes their events away while the device may still be about to set one, and aborts.
         command.env("HSA_ENABLE_INTERRUPT", "0");
-        command.env("HSA_ENABLE_SDMA", "0");
         command.env(SIMULATED, gpu.name()).env(LOADER, self.loader().join("\n"));
         if hip == Hip::Six {
             let library = |name: &str| self.libraries().join(name);
