@@ -103,8 +103,8 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
     ops::SOURCES.iter().chain(TUNED)
 }
 
-/// What a source is compiled for: as `nvrtc` names it, `sm_90` or `compute_80`. Tuned ones are machine code alone: they are chosen for
-/// devices on which they were measured, and a fortieth of the crate would go into their assembly.
+/// What a source is compiled for: as `nvrtc` names it, `sm_90` or `compute_80`. Tuned ones are machine code alone: what a
+/// device of tomorrow wants nobody has measured, and a fortieth of the crate would go into their assembly.
 pub fn targets(source: &Source) -> Vec<String> {
     let (arch, only) = requirement(source);
     if only {
