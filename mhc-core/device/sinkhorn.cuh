@@ -18,7 +18,7 @@ struct Form {
     alignas(8) float eps;
 };
 
-static const u32 EXP = 0, SOFTMAX = 2, NONE = 0, ADDED = 1, THRESHOLD = 2, CLAMP = 3;
+static const u32 EXP = 0, EXP_SHIFTED = 1, SOFTMAX = 2, NONE = 0, ADDED = 1, THRESHOLD = 2, CLAMP = 3;
 // Elements of shared memory that a wave needs for one matrix.
 static const u32 MATRIX = 32 * 33;
 
@@ -34,6 +34,7 @@ DEVICE void exponential_of(float v, double& e) {
 template <class R, u32 N> struct OwnMatrix {
     R m[N * N];
     static constexpr u32 n = N;
+    static const bool SINGLE = N == 1;
     DEVICE_MEMBER u32 first() const { return 0; }
     DEVICE_MEMBER u32 step() const { return 1; }
     DEVICE_MEMBER void sync() const {}
@@ -44,6 +45,7 @@ template <class R, u32 N> struct OwnMatrix {
 template <class R> struct WaveMatrix {
     R* m;
     u32 n;
+    static const bool SINGLE = false;
     DEVICE_MEMBER u32 first() const { return lane_index(); }
     DEVICE_MEMBER u32 step() const { return MHC_WAVE; }
     DEVICE_MEMBER void sync() const { wave_barrier(); }
@@ -134,10 +136,15 @@ template <class R, class M, class In, class F> DEVICE void sinkhorn(M& m, const 
     }
 }
 
-template <bool FIRST, class R, class M, class D> DEVICE void walk_back(M& y, M& g, R, D denominator) {
+// `added` is the ε in the denominators. A line of one element keeps its share of them: 1 - v would be all rounding.
+template <bool FIRST, class R, class M, class D> DEVICE void walk_back(M& y, M& g, R added, D denominator) {
 #pragma unroll
     for (u32 l = y.first(); l < y.n; l += y.step()) {
         const R d = denominator(l);
+        if constexpr (M::SINGLE) {
+            if (d > 0) g.template at<FIRST>(l, 0) *= added * inverse_of(d);
+            continue;
+        }
         R sum = 0;
 #pragma unroll 8
         for (u32 k = 0; k < y.n; ++k) sum += g.template at<FIRST>(l, k);
@@ -154,9 +161,10 @@ template <bool FIRST, class R, class M, class D> DEVICE void walk_back(M& y, M& 
 
 // On entry `y` is the projection and `g` its gradient times itself; on return `g` is the gradient of the logits.
 template <class R, class M, class In, class D> DEVICE void sinkhorn_back(M& y, M& g, const Form& f, R r, In in, D denominator) {
+    R added = f.mode == ADDED ? f.eps : 0.0f;
     for (u32 k = 2 * f.iters - 1; k > 0; --k) {
         const auto d = [&](u32 l) { return denominator(k, l); };
-        k % 2 == 0 ? walk_back<true>(y, g, r, d) : walk_back<false>(y, g, r, d);
+        k % 2 == 0 ? walk_back<true>(y, g, added, d) : walk_back<false>(y, g, added, d);
     }
     // The first half-step again, for elements that ε has swamped.
     start(y, f, r, in, [](u32, R) {});
@@ -171,7 +179,13 @@ template <class R, class M, class In, class D> DEVICE void sinkhorn_back(M& y, M
         }
         y.sync();
     }
-    walk_back<true>(y, g, r, [&](u32 l) { return denominator(0, l); });
+    if (M::SINGLE && f.start != EXP_SHIFTED) {
+        // As in first_denominator.
+        R scale = 0;
+        if (f.start == EXP) exponential_of(-in(0, 0), scale);
+        added *= scale;
+    }
+    walk_back<true>(y, g, added, [&](u32 l) { return denominator(0, l); });
 }
 
 // Whether the logits want f64; the same in every lane where a wave shares the matrix.

@@ -14,7 +14,6 @@ typedef float F4 __attribute__((ext_vector_type(4)));
 typedef float F8 __attribute__((ext_vector_type(8)));
 typedef short S4 __attribute__((ext_vector_type(4)));
 typedef short S8 __attribute__((ext_vector_type(8)));
-typedef short S16 __attribute__((ext_vector_type(16)));
 
 struct alignas(16) Quad {
     u32 w[4];
@@ -28,10 +27,48 @@ DEVICE u32 row_of(u32 lane, u32 r) { return lane / 16 * 4 + r; }
 static const u32 GROUPS = 1, NEAR = 16, ROWS = 8;
 typedef F8 Sums;
 DEVICE u32 row_of(u32 lane, u32 r) { return r * 2 + lane / 16; }
+DEVICE u32 place_of(u32 row) { return row % 2 * 8 + row / 2; }
 #else
 static const u32 GROUPS = 2, NEAR = 8, ROWS = 8;
 typedef F8 Sums;
 DEVICE u32 row_of(u32 lane, u32 r) { return lane / 16 * 8 + r; }
+DEVICE u32 place_of(u32 row) { return row; }
+#endif
+
+#if !defined(__GFX9__)
+// What a lane of RDNA gives an instruction of one factor.
+struct Fragment {
+    Quad quads[NEAR / 8];
+};
+typedef short Brains __attribute__((ext_vector_type(NEAR)));
+typedef _Float16 Halves __attribute__((ext_vector_type(NEAR)));
+#if defined(__GFX11__)
+#define MHC_WMMA(TYPE) __builtin_amdgcn_wmma_f32_16x16x16_##TYPE##_w32
+#else
+#define MHC_WMMA(TYPE) __builtin_amdgcn_wmma_f32_16x16x16_##TYPE##_w32_gfx12
+#endif
+DEVICE void multiply_bf16(Sums& d, const Fragment& a, const Fragment& b) {
+    d = MHC_WMMA(bf16)(__builtin_bit_cast(Brains, a), __builtin_bit_cast(Brains, b), d);
+}
+DEVICE void multiply_f16(Sums& d, const Fragment& a, const Fragment& b) {
+    d = MHC_WMMA(f16)(__builtin_bit_cast(Halves, a), __builtin_bit_cast(Halves, b), d);
+}
+#undef MHC_WMMA
+
+// A column of 16 numbers as a factor, from those of rows row_of(lane, r) that this lane and the other of the column have: number
+// place_of(row) of k is that of a row.
+DEVICE Fragment gather(const Quad& own) {
+    Fragment f = {{own}};
+#if defined(__GFX11__)
+#pragma unroll
+    for (u32 k = 0; k < 4; ++k) {
+        const u32 other = float_to_bits(shuffle_xor(bits_to_float(own.w[k]), 16));
+        f.quads[0].w[k] = thread_index() & 16 ? other : own.w[k];
+        f.quads[1].w[k] = thread_index() & 16 ? own.w[k] : other;
+    }
+#endif
+    return f;
+}
 #endif
 
 // Two numbers rounded to bf16, the first in the lower half, and what is left of them.
@@ -71,15 +108,14 @@ template <> struct Product<bf16> {
             const S8 x = __builtin_bit_cast(S8, a[0]), y = __builtin_bit_cast(S8, b[part]);
             d = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(x.lo, y.lo, d, 0, 0, 0);
             d = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(x.hi, y.hi, d, 0, 0, 0);
-#elif defined(__GFX11__)
-            struct Both {
-                Quad first, second;
-            };
-            const Both x = {__builtin_bit_cast(Quad, a[0]), __builtin_bit_cast(Quad, a[1])}, y = {b[part * 2], b[part * 2 + 1]};
-            d = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(__builtin_bit_cast(S16, x), __builtin_bit_cast(S16, y), d);
 #else
-            const S8 x = __builtin_bit_cast(S8, a[0]), y = __builtin_bit_cast(S8, b[part]);
-            d = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(x, y, d);
+            Fragment x, y;
+#pragma unroll
+            for (u32 pack = 0; pack < NEAR / 8; ++pack) {
+                x.quads[pack] = __builtin_bit_cast(Quad, a[pack]);
+                y.quads[pack] = b[part * (NEAR / 8) + pack];
+            }
+            multiply_bf16(d, x, y);
 #endif
         }
     }

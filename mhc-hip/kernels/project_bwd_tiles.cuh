@@ -12,7 +12,7 @@
 // Traffic   (2 + 1/n)·nC elements a token, nC more for d_x_next, which comes n times from cache; 4P·nC bytes of G a range.
 // Numerics  products and sums in f32, as the instruction has it; all orders fixed by T and C.
 #include "matrix.cuh"
-#include "projection.cuh"
+#include "project_d_x.cuh"
 #include "reduce.cuh"
 
 template <u32 N> struct Shape {
@@ -34,36 +34,6 @@ DEVICE void load_phi(const ProjectBoth<E, O>& a, u32 i, u32 c, bool live, float 
 #pragma unroll
         for (u32 m = 0; m < 8; ++m) phi[k][m] = f[m] * w[m];
     }
-}
-
-// d_x of token t, of which `through` is p·φ and x the row.
-template <class E, class O, u32 N>
-DEVICE void write_d_x(const ProjectBoth<E, O>& a, u64 t, u32 i, u32 c, bool live, float (&d)[8], const float (&x)[8]) {
-    const float shrink = a.shrink[t];
-#pragma unroll
-    for (u32 m = 0; m < 8; ++m) d[m] = fused(-shrink, x[m], d[m]);
-    float v[8];
-    if (a.d_li.p || a.d_li_f32.p) {
-        const float h = a.mixes.at(t)[i];
-        if (a.d_li.p) load(a.d_li.at(t) + c, v);
-        else load(a.d_li_f32.at(t) + c, v);
-#pragma unroll
-        for (u32 m = 0; m < 8; ++m) d[m] = fused(h, v[m], d[m]);
-    }
-    if (a.d_x_next.p && a.from_to == 2) {
-        load(a.d_x_next.at(t).at(i) + c, v);
-#pragma unroll
-        for (u32 m = 0; m < 8; ++m) d[m] += v[m];
-    } else if (a.d_x_next.p) {
-#pragma unroll
-        for (u32 l = 0; l < N; ++l) {
-            const float h = a.mixes.at(t)[2 * N + mix_index(N, a.from_to, l, i)];
-            load(a.d_x_next.at(t).at(l) + c, v);
-#pragma unroll
-            for (u32 m = 0; m < 8; ++m) d[m] = fused(h, v[m], d[m]);
-        }
-    }
-    if (live) store(a.d_x.at(t).at(i) + c, d);
 }
 
 template <class E, class O, u32 N> DEVICE void project_bwd_tiles(const ProjectBoth<E, O>& a) {
@@ -116,7 +86,7 @@ template <class E, class O, u32 N> DEVICE void project_bwd_tiles(const ProjectBo
 #pragma unroll
                 for (u32 k = 0; k < S::OUTER; ++k) multiply_f32(sum[k][m], columns[r][k], x[m]);
             }
-            write_d_x<E, O, N>(a, t, i, c, live && mine < end, d, x);
+            write_d_x<N>(a, t, i, c, live && mine < end, d, x);
         }
     }
     const u64 row = (u64)N * a.channels;
@@ -133,9 +103,6 @@ template <class E, class O, u32 N> DEVICE void project_bwd_tiles(const ProjectBo
         }
     }
 }
-
-template <class E> using ProjectBothSame = ProjectBoth<E, E>;
-template <class E> using ProjectBothWide = ProjectBoth<E, float>;
 
 // φ and G are about half of a lane's 256 registers.
 #define MHC_KERNEL_project_bwd_tiles(NAME, E, N) \

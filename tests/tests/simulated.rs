@@ -38,6 +38,7 @@ struct Mistake {
 
 const ALL: &[Arch] = &Arch::ALL;
 const WAVES_OF_64: &[Arch] = &[Arch::Gfx90a, Arch::Gfx942, Arch::Gfx950];
+const RDNA: &[Arch] = &[Arch::Gfx1100];
 
 /// gfx950 has an instruction for it.
 const CONVERTS_BY_INTEGERS: &[Arch] = &[Arch::Gfx90a, Arch::Gfx942, Arch::Gfx1100];
@@ -151,6 +152,42 @@ const MISTAKES: &[Mistake] = &[
         on: ALL,
         says: "of what is allowed",
     },
+    Mistake {
+        name: "the_smaller_half_of_phi_is_left_out",
+        plant: Plant {
+            file: "project_bwd_wmma",
+            text: "small.w[k / 2] |= (u32)float_to_half(v) << 16 * (k % 2);",
+            instead: "",
+        },
+        op: "project_bwd",
+        act: DType::Bf16,
+        on: RDNA,
+        says: "`d_x`",
+    },
+    Mistake {
+        name: "the_last_part_of_p_is_left_out",
+        plant: Plant {
+            file: "project_bwd_wmma",
+            text: "for (u32 part = 3; part-- > 0;) {",
+            instead: "for (u32 part = 2; part-- > 0;) {",
+        },
+        op: "project_bwd",
+        act: DType::Bf16,
+        on: RDNA,
+        says: "`d_phi`",
+    },
+    Mistake {
+        name: "the_next_tokens_are_not_waited_for",
+        plant: Plant {
+            file: "project_bwd_wmma",
+            text: "live && mine, d, f);\n        }\n        barrier();\n",
+            instead: "live && mine, d, f);\n        }\n",
+        },
+        op: "project_bwd",
+        act: DType::Bf16,
+        on: RDNA,
+        says: "",
+    },
 ];
 
 /// Kernels that stream their operands: what they move must be what the operator states.
@@ -182,7 +219,7 @@ fn main() {
         sound.dedup();
         for (op, act) in sound {
             let name = format!("planted/nothing/{op}/{act}@{}", arch.name());
-            case(name, Box::new(move || check(arch, None, &problem(op, small(), act)?)));
+            case(name, Box::new(move || check(arch, None, &problem(op, small(op), act)?)));
         }
     }
     for op in STREAMS {
@@ -210,9 +247,9 @@ fn predicted() -> Result<()> {
     Ok(())
 }
 
-/// Some tokens, and more channels than one wave takes, no multiple of anything.
-fn small() -> Dims {
-    Dims::new(17, 4, 1100)
+/// Some tokens, and more channels than one wave takes, no multiple of anything but where tuned kernels want whole vectors of them.
+fn small(op: &str) -> Dims {
+    Dims::new(17, 4, if op == "project_bwd" { 136 } else { 1100 })
 }
 
 /// The operator's first case, at other sizes.
@@ -228,7 +265,7 @@ fn check(arch: Arch, plant: Option<Plant>, problem: &Problem) -> Result<()> {
 }
 
 fn is_caught(mistake: &Mistake, arch: Arch) -> Result<()> {
-    let problem = problem(mistake.op, small(), mistake.act)?;
+    let problem = problem(mistake.op, small(mistake.op), mistake.act)?;
     let Err(caught) = check(arch, Some(mistake.plant), &problem) else { bail!("it went unnoticed in {problem}") };
     let caught = format!("{caught:#}");
     // A text that is no longer there, or does not compile, is no mistake that was caught.

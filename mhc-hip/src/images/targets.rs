@@ -8,7 +8,7 @@ use mhc_core::{
 
 /// What a tuned kernel uses: CDNA's products of matrices, of f32 and of bf16.
 const MFMA: &str = "mfma";
-/// RDNA's, of bf16.
+/// RDNA's, of 16-bit numbers.
 const WMMA: &str = "wmma";
 
 const PROJECT_FWD: [&str; 3] = ["project_fwd_tiles_16", "project_fwd_tiles_32", "project_fwd_tiles_80"];
@@ -16,8 +16,8 @@ const PROJECT_FWD: [&str; 3] = ["project_fwd_tiles_16", "project_fwd_tiles_32", 
 /// Sources that use what not every device has; `arch` of their entries says what. Plans find their kernels by name in
 /// [`GpuCaps::tuned`](mhc_core::gpu::GpuCaps::tuned).
 ///
-/// RDNA multiplies 16-bit numbers alone: bf16 streams by φ as the sum of two bf16. In backward both factors are f32, whose three parts
-/// would make six products, more than plain arithmetic takes; for f16 streams two f16 do not reach over φ's range.
+/// RDNA multiplies 16-bit numbers alone, so that its kernels are for bf16 streams: what is f32 becomes the sum of two or three numbers,
+/// see the sources. f16 streams would want φ as f16, whose range is too small, and f32 streams more products than plain arithmetic takes.
 const TUNED: &[Source] = &[
     Source {
         name: "project_fwd_mfma",
@@ -39,14 +39,25 @@ const TUNED: &[Source] = &[
             using(MFMA, entries)
         },
     },
+    Source {
+        name: "project_bwd_wmma",
+        text: include_str!("../../kernels/project_bwd_wmma.cuh"),
+        entries: || {
+            let entries = Entry::all(&["project_bwd_tiles", "project_bwd_tiles_f32"], &[2, 4]);
+            using(WMMA, entries.into_iter().filter(|e| e.dtype == DType::Bf16).collect())
+        },
+    },
 ];
 
 fn using(arch: &'static str, entries: Vec<Entry>) -> Vec<Entry> {
     entries.into_iter().map(|e| Entry { arch, ..e }).collect()
 }
 
-/// The file that the tuned sources include besides those of all GPUs.
-const TUNED_HEADERS: &[(&str, &str)] = &[("matrix.cuh", include_str!("../../kernels/matrix.cuh"))];
+/// The files that the tuned sources include besides those of all GPUs.
+const TUNED_HEADERS: &[(&str, &str)] = &[
+    ("matrix.cuh", include_str!("../../kernels/matrix.cuh")),
+    ("project_d_x.cuh", include_str!("../../kernels/project_d_x.cuh")),
+];
 
 /// Every device source: the portable ones, and the tuned ones.
 pub fn sources() -> impl Iterator<Item = &'static Source> {
@@ -160,7 +171,8 @@ mod tests {
             assert!(has(arch, "project_fwd_tiles_32") && has(arch, "project_bwd_tiles_f32"), "{arch}");
         }
         for arch in ["gfx1100", "gfx1151", "gfx1201"] {
-            assert!(has(arch, "project_fwd_tiles_32") && !has(arch, "project_bwd_tiles"), "{arch}");
+            assert!(has(arch, "project_fwd_tiles_32") && has(arch, "project_bwd_tiles_f32"), "{arch}");
+            assert!(tuned(arch).iter().all(|(_, e)| e.dtype == DType::Bf16), "{arch}");
         }
         for arch in ["gfx908", "gfx1030", "gfx1250"] {
             assert!(tuned(arch).is_empty(), "{arch}");

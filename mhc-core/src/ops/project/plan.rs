@@ -310,7 +310,8 @@ fn most_parts(phi: usize) -> usize {
 /// A tuned kernel that stands in for both `project_bwd_x` and `project_bwd_phi`: its source and entry, and how it is launched.
 struct MmaBackward {
     found: (&'static str, Entry),
-    /// Waves of a block: each has its own channels, of all streams or of one, and its own range of tokens.
+    /// Waves of a block: each has its own channels, of all streams or of one, and its own range of tokens. 1 where a block's waves share a
+    /// range; what is said of waves here is said of blocks then.
     waves: usize,
     /// Threads of a block.
     threads: u32,
@@ -337,9 +338,9 @@ impl MmaBackward {
             return None;
         }
         let tuned = |kernel| caps.tuned(kernel, act, d.streams);
-        tuned(mma)
-            .and_then(|found| Self::tensor_cores(d, act, caps, found))
-            .or_else(|| tuned(tiles).map(|f| Self::tiles(d, f)))
+        tuned(mma).and_then(|found| Self::tensor_cores(d, act, caps, found)).or_else(|| {
+            tuned(tiles).map(|found| if caps.wave == 64 { Self::cdna(d, found) } else { Self::rdna(d, found) })
+        })
     }
 
     /// NVIDIA's: 32 channels of all streams; 8 warps on each of 132 multiprocessors.
@@ -354,11 +355,18 @@ impl MmaBackward {
         (waves > 0).then_some(Self { found, waves, threads, bytes, groups, resident: 1056 })
     }
 
-    /// AMD's: 128 channels of one stream; 2 waves on each SIMD of 304 compute units.
-    fn tiles(d: &Dims, found: (&'static str, Entry)) -> Self {
+    /// AMD's CDNA: 128 channels of one stream; 2 waves on each SIMD of 304 compute units.
+    fn cdna(d: &Dims, found: (&'static str, Entry)) -> Self {
         const CHANNELS: usize = 128;
         let groups = d.channels.div_ceil(CHANNELS) * d.streams;
         Self { found, waves: 4, threads: 256, bytes: 0, groups, resident: 2432 }
+    }
+
+    /// AMD's RDNA: a block of 8 waves, each with 64 channels of one stream; one block to each of 96 compute units.
+    fn rdna(d: &Dims, found: (&'static str, Entry)) -> Self {
+        const CHANNELS: usize = 64;
+        let groups = (d.channels.div_ceil(CHANNELS) * d.streams).div_ceil(8);
+        Self { found, waves: 1, threads: 256, bytes: 0, groups, resident: 96 }
     }
 
     /// Ranges of tokens, and tokens of a range: as many as keep all waves busy for a whole number of turns, nearly.
