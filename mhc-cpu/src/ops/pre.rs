@@ -65,6 +65,13 @@ pub(super) struct Half<'a, E> {
 }
 
 impl<E: Lane> Step for Half<'_, E> {
+    fn written(&self, t: usize) -> (*const u8, usize) {
+        let rows = self.c.outputs::<E>("layer_input");
+        let bytes = if rows.streamed() { 0 } else { rows.len() * size_of::<E>() };
+        // SAFETY: the token is in range.
+        (unsafe { rows.ptr(t, 0) }.cast_const().cast(), bytes)
+    }
+
     fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]) {
         if self.c.has("z") {
             // SAFETY: each block of tokens has its own rows.

@@ -31,7 +31,7 @@ impl Projection<'_> {
                 let z = z.zeros(tokens.range.len() * shape.columns);
                 let rho = &mut rho[..tokens.range.len()];
                 step.before(&tokens);
-                c.simd(Product { p: self, panel, tokens: tokens.range.clone(), z, rho });
+                c.simd(Product { p: self, step, panel, tokens: tokens.range.clone(), z, rho });
                 step.after(&tokens, z, rho);
             }
         });
@@ -100,6 +100,7 @@ impl SimdFn for Pack<'_> {
 /// Projects a block of tokens.
 struct Product<'a> {
     p: &'a Projection<'a>,
+    step: &'a dyn Step,
     panel: Panel,
     tokens: Range<usize>,
     z: &'a mut [f32],
@@ -124,7 +125,7 @@ impl SimdFn for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     fn width<S: Simd, const Q: usize>(self, s: S) {
-        let Product { p, panel, tokens, z, rho } = self;
+        let Product { p, step, panel, tokens, z, rho } = self;
         let (shape, columns) = (p.shape, p.shape.columns);
         let mut sums = Buffer::<{ TOKENS * PANEL * MAX_LANES }>::new();
         let mut square_sums = Buffer::<{ TOKENS * MAX_LANES }>::new();
@@ -135,7 +136,7 @@ impl Product<'_> {
             let square_sums = square_sums.zeros(TOKENS * S::LANES);
             for b in 0..shape.blocks(S::LANES) {
                 // SAFETY: block and groups are in range; `sums` has room for the groups of every row.
-                unsafe { block::<S, Q>(s, p, panel, tokens.clone(), b, groups.clone(), sums, square_sums) };
+                unsafe { block::<S, Q>(s, (p, step), panel, tokens.clone(), b, groups.clone(), sums, square_sums) };
             }
             for t in 0..tokens.len() {
                 // SAFETY: each row has its sums of squares, and of every column.
@@ -159,7 +160,7 @@ impl Product<'_> {
 #[inline(always)]
 unsafe fn block<S: Simd, const Q: usize>(
     s: S,
-    p: &Projection<'_>,
+    (p, step): (&Projection<'_>, &dyn Step),
     panel: Panel,
     tokens: Range<usize>,
     b: usize,
@@ -171,7 +172,8 @@ unsafe fn block<S: Simd, const Q: usize>(
     let block = shape.block(S::LANES, b);
     let (last, first_row) = (p.tokens - 1, tokens.start);
     // The next block of K of the same rows, or the first one of the next rows.
-    let wrap = b + 1 == shape.blocks(S::LANES);
+    let blocks = shape.blocks(S::LANES);
+    let wrap = b + 1 == blocks;
     let (next, next_row) =
         (shape.block(S::LANES, if wrap { 0 } else { b + 1 }), if wrap { first_row + TOKENS } else { first_row });
     let mut staged = Buffer::<{ ROWS * BLOCK * MAX_LANES }>::new();
@@ -190,6 +192,13 @@ unsafe fn block<S: Simd, const Q: usize>(
                 x[r] = row_x;
                 s.store_f32(square_sum, s.add(s.load_f32(square_sum), squares));
                 ahead[r].row = p.x.address((next_row + t + r).min(last), next.stream, next.channel);
+            }
+            // The block's share of the row that is written in the end, while the products leave memory idle: `pre` in bf16 at T = 2048,
+            // n = 4, C = 2048 on 2 threads with AVX-512 took 4.44 ms and takes 4.13, fastest of 60 in turns.
+            let (written, bytes) = step.written(row);
+            let share = bytes.div_ceil(blocks);
+            for at in (b * share..bytes.min((b + 1) * share)).step_by(LINE) {
+                prefetch_l2(written.wrapping_add(at));
             }
         }
         // SAFETY: pointers as above; the panel's slice of this block and group has `block.vectors` times Q vectors.

@@ -175,6 +175,12 @@ pub(crate) trait Step: Sync {
         let _ = tokens;
     }
 
+    /// The row that [`after`](Self::after) writes for token `t`, as its address and bytes, where that is better fetched beforehand.
+    fn written(&self, t: usize) -> (*const u8, usize) {
+        let _ = t;
+        (core::ptr::null(), 0)
+    }
+
     /// Called with the block's `z [tokens, P]`, which may be overwritten, and `inv_rms [tokens]`, its rows of x still in cache.
     fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]);
 }
