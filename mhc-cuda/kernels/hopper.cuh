@@ -41,10 +41,19 @@ DEVICE u32 address_in(u32 address, u32 rank) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
     return r;
 }
-// 16 bytes into another block's shared memory, counted by a barrier there.
+// 16 or 4 bytes into another block's shared memory, counted by a barrier there.
 DEVICE void send(u32 to, const float (&v)[4], u32 bar) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to), "f"(v[0]), "f"(v[1]),
                  "f"(v[2]), "f"(v[3]), "r"(bar)
+                 : "memory");
+}
+DEVICE void send(u32 to, float v, u32 bar) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(v), "r"(bar) : "memory");
+}
+// A multiple of 16 bytes from such an address to such an address.
+DEVICE void bulk_load(u32 to, const void* from, u32 bytes, u32 bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+                 "r"(bar)
                  : "memory");
 }
 DEVICE void tensor_load(u32 to, const TensorMap& map, const u32 (&at)[4], u32 bar) {

@@ -13,11 +13,12 @@ use mhc_core::{
 
 use crate::context::Context;
 
-/// Channels of a row of a tile in shared memory: 128 bytes of a 16-bit type, which is what the copy engine permutes.
-const GROUP: usize = 64;
+/// Bytes of a row of a tile in shared memory, which is what the copy engine permutes.
+const ROW: usize = 128;
 
-/// The map of `[T, n, C]` (or `[T, C]`, as if n were 1) seen as `[n, C/64, T, 64]`, in tiles `[n, channels/64, tokens, 64]` whose rows of 128
-/// bytes have their 16-byte pieces permuted by the row. Tokens past the last are zeros.
+/// The map of `[T, n, C]` (or `[T, C]`, as if n were 1). Of 16-bit types it is seen as `[n, C/64, T, 64]`, in tiles `[n, channels/64, tokens,
+/// 64]`, of f32 as `[1, n, T, C]`, in tiles `[1, n, tokens, channels]` of 32 channels, as rows may end anywhere there. Rows are 128 bytes in
+/// both, whose 16-byte pieces are permuted by the row. Tokens and channels past the last are zeros.
 pub(crate) fn encode(context: &Context, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
     let (shape, strides) = (view.layout.shape(), view.layout.strides());
     let (first, last) = (0, shape.len() - 1);
@@ -27,12 +28,20 @@ pub(crate) fn encode(context: &Context, view: &RawView, tokens: u32, channels: u
         DType::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
     };
-    let bytes = |elements: usize| (elements * view.dtype.size()) as u64;
-    let sizes = [GROUP as u64, shape[first] as u64, (shape[last] / GROUP) as u64, n as u64];
     // One token or stream has no distance, but the map wants some multiple of 16 bytes.
-    let step = |elements: usize| bytes(elements).max(16);
-    let steps = [step(strides[first]), bytes(GROUP), step(stream)];
-    let tile: [c_uint; 4] = [GROUP as c_uint, tokens, channels / GROUP as c_uint, n as c_uint];
+    let step = |elements: usize| ((elements * view.dtype.size()) as u64).max(16);
+    let (all, token, stream) = (shape[last] as u64, step(strides[first]), step(stream));
+    let (row, rows) = (ROW / view.dtype.size(), channels * view.dtype.size() as u32 / ROW as u32);
+    let (sizes, steps, tile) = match view.dtype {
+        DType::F32 => {
+            ([all, shape[first] as u64, n as u64, 1], [token, stream, stream], [channels, tokens, n as c_uint, 1])
+        }
+        _ => (
+            [row as u64, shape[first] as u64, all / row as u64, n as u64],
+            [token, ROW as u64, stream],
+            [row as c_uint, tokens, rows, n as c_uint],
+        ),
+    };
     let each: [c_uint; 4] = [1; 4];
     let mut map = Map([0; Arg::MAP_CELLS]);
     context.call("cuTensorMapEncodeTiled", |api| {

@@ -176,7 +176,7 @@ pub enum Arg {
         slot: usize,
         /// Tokens of a tile.
         tokens: u32,
-        /// Channels of a tile, which has them of every stream: a multiple of 64.
+        /// Channels of a tile, which has them of every stream: a multiple of 64, or 32 in f32.
         channels: u32,
     },
 }

@@ -39,9 +39,9 @@ const TUNED: &[Source] = &[
         },
     },
     Source {
-        name: "dynamic_fwd_mma",
-        text: include_str!("../../kernels/dynamic_fwd_mma.cuh"),
-        entries: || vec![Entry { arch: "sm90", ..Entry::new("dynamic_fwd_mma", DType::F32, 4) }],
+        name: "dynamic_fwd_cluster",
+        text: include_str!("../../kernels/dynamic_fwd_cluster.cuh"),
+        entries: || hopper([("dynamic_fwd_cluster", 4)], &[DType::F32]),
     },
     Source {
         name: "pre_cluster",
@@ -82,6 +82,7 @@ const TUNED_HEADERS: &[(&str, &str)] = &[
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
     ("cluster_layout.cuh", include_str!("../../kernels/cluster_layout.cuh")),
+    ("dynamic_layout.cuh", include_str!("../../kernels/dynamic_layout.cuh")),
     ("token.cuh", include_str!("../../kernels/token.cuh")),
 ];
 

@@ -7,14 +7,14 @@ use crate::{
     ops::{coefficients::plan as coefficients, static_layer::tuned as layer},
 };
 
-/// Tokens of a tile, and channels that a row is a multiple of and has at most.
-const TILE: usize = 20;
-const STEP: usize = 16;
+/// Tokens of a tile, blocks of a cluster; channels of a row of a tile, and the most that a token has.
+const TILE: usize = 16;
+const RANKS: usize = 8;
+const ROW: usize = 32;
 const CHANNELS: usize = 1536;
 
-/// Threads of a block; bytes of shared memory: two tokens of each of 4 groups, of [`CHANNELS`], and the sums of half the warps.
+/// Threads of a block of forward.
 const THREADS: u32 = 512;
-const SHARED: u32 = (4 * 2 * 4 * 4 * CHANNELS + 4 * 8 * TILE * 25) as u32;
 
 /// Warps of backward that go back through Sinkhorn beside the others.
 const WARPS: usize = 2;
@@ -23,27 +23,35 @@ const WARPS: usize = 2;
 const FINISH: u32 = 512;
 const COLUMNS: usize = 32;
 
-/// More shared memory than the kernel of forward has besides.
-const FIXED: u32 = 13 << 10;
-
 pub(super) fn forward(op: &DynamicLayer, d: &Dims, act: DType, caps: &GpuCaps) -> Option<Launch> {
-    let (source, entry) = caps.tuned("dynamic_fwd_mma", act, d.streams)?;
-    if !d.channels.is_multiple_of(STEP)
-        || d.channels > CHANNELS
-        || d.tokens == 0
-        || caps.shared_per_block < SHARED + FIXED
-    {
+    let (source, entry) = caps.tuned("dynamic_fwd_cluster", act, d.streams)?;
+    // Tensor copies want rows of whole 16 bytes, and there are at most so many channels that phi fits into registers.
+    if !d.channels.is_multiple_of(4) || d.channels > CHANNELS || d.tokens == 0 {
         return None;
     }
+    // Slots of tiles, and boxes of messages: of those, more than three tiles' are seldom on their way.
+    let shapes = (3..=8).rev().flat_map(|slots| [(slots, 4), (slots, 3)]);
+    let fits = |&(slots, boxes): &(usize, usize)| {
+        boxes <= slots && shared(d.channels, slots, boxes) <= caps.shared_per_block as usize
+    };
+    let (slots, boxes) = shapes.into_iter().find(fits)?;
     let numerics = &op.numerics;
     let saved = [Ref::rows("z").if_there(op.save), Ref::pointer("inv_rms").if_there(op.save)];
-    let args =
-        Args::new(&DynamicLayer::DESC).streams(&["x"]).pointers(&["w"]).rows(&["phi"]).pointers(&["alpha", "bias"]);
-    let args = args.streams(&["out"]).at(&saved).u64(&[d.tokens]);
-    let args = args.u32(&[d.channels, usize::from(numerics.orientation == Orientation::FromTo)]);
+    let args = Args::new(&DynamicLayer::DESC).tile("x", TILE, ROW).tile("phi", d.mix(), ROW);
+    let args = args.pointers(&["w", "alpha", "bias"]).streams(&["out"]).at(&saved).u64(&[d.tokens]);
+    let args = args.u32(&[d.channels, slots, boxes, usize::from(numerics.orientation == Orientation::FromTo)]);
     let args = coefficients::with_numerics(args, numerics).f32(&[numerics.rms_eps, op.norm_eps]).build();
-    let launch = Launch::new(source, entry, gpu::blocks(d.tokens.div_ceil(TILE)), THREADS, args);
-    Some(Launch { shared: SHARED, resident: true, ..launch })
+    let launch = Launch::new(source, entry, gpu::blocks(d.tokens.div_ceil(TILE) * RANKS), THREADS, args);
+    let shared = shared(d.channels, slots, boxes) as u32;
+    Some(Launch { cluster: [RANKS as u32, 1, 1], shared, resident: true, ..launch })
+}
+
+/// Bytes of shared memory of a block of forward; the kernel's `Place`.
+fn shared(channels: usize, slots: usize, boxes: usize) -> usize {
+    let rows = channels.div_ceil(ROW * RANKS);
+    let (slot, partial) = (rows * 4 * TILE * ROW * 4 + 2 * 8, 8 * TILE * 25 * 4);
+    let messages = RANKS * 2 * 25 * 4 + TILE * (24 + RANKS) * 4 + 4 * 8;
+    slots * slot + partial + boxes * messages + 2 * (4 * 33 * 8 + 2 * 24 * 4) + rows * ROW * 4 + 3 * 8
 }
 
 /// The gradients of the layer and of its coefficients: `d_li`, what a projection's gradient takes, and d_w, d_alpha and d_bias.
