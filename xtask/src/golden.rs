@@ -1,12 +1,26 @@
 //! `cargo xtask golden`: cases that other implementations computed in float64.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Result, bail};
-use mhc_tests::golden::{self, Row, Verdict};
+use mhc_core::Device;
+use mhc_tests::{
+    golden::{self, Row, Verdict},
+    machine,
+};
 use serde_json::json;
 
-use crate::{devices::Which, home::Home, report};
+use crate::{
+    devices::Which,
+    home::Home,
+    report,
+    sim::Choice,
+    test::{Conformance, Run, named},
+};
 
 /// Run golden cases through the float64 reference and every device
 ///
@@ -25,12 +39,21 @@ pub struct Args {
     /// Print every row as JSON
     #[arg(long)]
     json: bool,
+    /// Keep what passed and failed in this file (JSON), beside what `cargo xtask test --save` keeps of the backend's first device
+    #[arg(long, value_name = "FILE", requires = "backend")]
+    save: Option<PathBuf>,
+    #[command(flatten)]
+    sim: Choice,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    Home::find()?;
+    if !args.sim.here()? {
+        return Ok(());
+    }
+    let home = Home::find()?;
     let devices = args.backend.devices()?;
     let files = golden::files(&args.dir)?;
+    let start = Instant::now();
     let bar = report::progress(files.len(), "golden cases");
     let mut cases = Vec::new();
     for file in &files {
@@ -57,6 +80,14 @@ pub fn run(args: &Args) -> Result<()> {
     let names: Vec<_> = devices.iter().map(|d| d.info().id.to_string()).collect();
     eprintln!("{} cases on the reference and {}", cases.len(), names.join(", "));
     eprintln!("golden: {passed} passed, {failed} failed, {skipped} skipped");
+    if let Some(file) = &args.save {
+        let mut run = Run::now("golden", "all", &home);
+        (run.passed, run.failed, run.ignored) = (passed, failed, skipped);
+        run.failures = rows.iter().filter(|r| matches!(r.verdict, Verdict::Fail(_))).map(|r| name(r)).collect();
+        run.clean = failed == 0;
+        run.took(start.elapsed());
+        save(file, &devices, run)?;
+    }
     if failed > 0 {
         bail!("{failed} rows of golden cases fail");
     }
@@ -64,6 +95,18 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("no golden case in {} could be run", args.dir.display());
     }
     Ok(())
+}
+
+fn save(file: &Path, devices: &[Arc<dyn Device>], run: Run) -> Result<()> {
+    let [device] = devices else { bail!("--save is for one device: name its backend with --backend") };
+    let info = device.info();
+    let mut record = Conformance::of(Some(file), &named(info), &machine::driver(info).unwrap_or_default())?;
+    record.add(run);
+    record.save(file)
+}
+
+fn name(row: &Row) -> String {
+    format!("{}, {}", row.case, row.what)
 }
 
 fn worst(row: &Row) -> String {

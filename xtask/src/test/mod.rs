@@ -10,8 +10,7 @@ use mhc_core::{AnyOp, DeviceInfo};
 use mhc_tests::machine;
 use xshell::cmd;
 
-pub use record::Conformance;
-use record::Run;
+pub use record::{Conformance, Run};
 
 use crate::{
     devices::Which,
@@ -149,15 +148,10 @@ fn one_by_one(args: &Args, home: &Home, file: Option<&Path>, device: &DeviceInfo
         let (name, path) = program.with_context(|| format!("there is no test program `{wanted}`"))?;
         println!("\n== {name}");
         let run = Run {
-            program: name.clone(),
-            level: args.level.name().into(),
             op: args.op.clone(),
             filter: args.filter.clone(),
             under: args.under.clone(),
-            simulated: sim::simulated(),
-            date: machine::today(),
-            commit: home.commit(),
-            ..Run::default()
+            ..Run::now(name, args.level.name(), home)
         };
         let run = run.measure(path, &[], &variables)?;
         if !run.clean || run.failed > 0 {
@@ -174,7 +168,7 @@ fn one_by_one(args: &Args, home: &Home, file: Option<&Path>, device: &DeviceInfo
 }
 
 /// The device as records name it.
-fn named(device: &DeviceInfo) -> String {
+pub fn named(device: &DeviceInfo) -> String {
     match sim::simulated() {
         // One record is of all GPUs that are simulated; each of its runs says which.
         Some(_) => "AMD GPUs, simulated".into(),

@@ -5,13 +5,14 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use mhc_tests::machine;
 use serde::{Deserialize, Serialize};
 
-use crate::{report::markdown_table, sim};
+use crate::{home::Home, report::markdown_table, sim};
 
 /// Everything that was run on one kind of device.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -70,6 +71,23 @@ pub struct Run {
 }
 
 impl Run {
+    /// One of today, with nothing counted yet.
+    pub fn now(program: &str, level: &str, home: &Home) -> Self {
+        Self {
+            program: program.into(),
+            level: level.into(),
+            simulated: sim::simulated(),
+            date: machine::today(),
+            commit: home.commit(),
+            ..Self::default()
+        }
+    }
+
+    /// Says how long it took, to a tenth of a second.
+    pub fn took(&mut self, time: Duration) {
+        self.seconds = Some((time.as_secs_f64() * 10.0).round() / 10.0);
+    }
+
     /// Takes in a line of the program's output.
     fn hear(&mut self, line: &str) {
         let line = line.trim();
@@ -104,7 +122,7 @@ impl Run {
             self.hear(&line);
         }
         self.clean = child.wait()?.success();
-        self.seconds = Some((start.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+        self.took(start.elapsed());
         if self.clean && self.passed + self.ignored == 0 {
             bail!("{} ran no case", self.program);
         }
