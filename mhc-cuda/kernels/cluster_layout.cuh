@@ -27,10 +27,10 @@ template <class E> struct PreCluster {
 };
 
 // Tokens of a tile, warps that multiply and that make coefficients; tiles whose matrices one warp makes doubly stochastic together; tiles
-// that are copied before φ is there: more would hold it up (1.5 % of C = 4096, T = 16384 in the prototype); buffers of partial sums.
+// that are copied before φ is in registers, at most; buffers of partial sums.
 static const u32 TILE = 16, MULTIPLY = 8, COEFFICIENTS = 2, GROUP = 4, FIRST = 2, BUFFERS = 2;
 // Named barriers: 1 after `post`, 2 and 3 of the warps that make coefficients.
-static const u32 PHI_LOADED = 4;
+static const u32 PHI_TAKEN = 4;
 // Bytes of a warp that makes coefficients; of the norms of a tile's aggregates, two of each token from each rank; of what scaled sums are
 // to be multiplied by.
 static const u32 FAR_BYTES = 896, NORM_BYTES = 16 * 2 * TILE * 4, SCALE_BYTES = MULTIPLY * 24 * 4;
@@ -43,7 +43,10 @@ template <u32 N> struct Sizes {
 // Where things lie in a block's shared memory.
 template <u32 N> struct Layout {
     u32 slot, rank, ranks, owned, owned_bits, part_channels, slots;
-    u32 base, reduce, sums, h_pre, norms, scales, far, full, empty, summed, sent, normed, added, taken;
+    u32 base, reduce, sums, h_pre, norms, w, scales, far, full, empty, summed, sent, normed, added, taken, phi_there;
+    // φ at first: rows of this block's channels, P for each stream, then of the weight, one for each, whose distance keeps them off each
+    // other's banks. They end where `reduce` ends, and leave room for `first` tiles.
+    u32 phi, phi_row, first;
 
     // A slot has the tile's streams, one after the other, then its y.
     template <class E> DEVICE_MEMBER Layout(const PreCluster<E>& a, u32 shared, u32 ranks, bool post, bool norm)
@@ -59,7 +62,8 @@ template <u32 N> struct Layout {
         sums = reduce + BUFFERS * MULTIPLY * SUMS_BYTES;
         h_pre = sums + slots * SUMS_BYTES;
         norms = h_pre + slots * TILE * 16;
-        scales = norms + (norm ? slots * NORM_BYTES : 0);
+        w = norms + (norm ? slots * NORM_BYTES : 0);
+        scales = w + (norm ? part_channels * 4 : 0);
         far = scales + (Pairs<E, 1>::SCALED ? SCALE_BYTES : 0);
         full = far + COEFFICIENTS * FAR_BYTES;
         empty = full + slots * 8;
@@ -68,6 +72,10 @@ template <u32 N> struct Layout {
         normed = sent + slots * 8;
         added = normed + slots * 8;
         taken = added + BUFFERS * 8;
+        phi_there = taken + BUFFERS * 8;
+        phi_row = part_channels * 4 + 32;
+        phi = (sums - N * (Sizes<N>::P + 1) * phi_row) / 16 * 16;
+        first = smaller((phi - base) / slot, FIRST);
     }
 };
 
@@ -87,23 +95,38 @@ template <class E, u32 N, u32 BLOCKS> struct Weights {
     static const u32 P = Sizes<N>::P;
     u32 hi[BLOCKS][P / 8][4], lo[BLOCKS][P / 8][4];
 
-    // Blocks past the last are read as some other and not multiplied: without branches all loads are on their way together.
-    template <bool WEIGHT> DEVICE_MEMBER void load(const PreCluster<E>& a, const Layout<N>& l, u32 warp, u32 lane) {
+    // From memory to shared memory, in whole rows, where fragments would be read 32 bytes at a time; by the warps after those that multiply
+    // and that copies tiles, as one takes 30 ns to send off a row. With them the weight of the RMSNorm.
+    DEVICE_MEMBER static void copy(const PreCluster<E>& a, const Layout<N>& l) {
+        const u32 warps = COEFFICIENTS + 1, me = thread_index() - (MULTIPLY + 1) * 32;
+        const u32 rows = N * (a.weight ? P + 1 : P), bytes = l.part_channels * 4;
+        if (me == 0) {
+            barrier_expect(l.phi_there, (a.w ? rows + 1 : rows) * bytes);
+            if (a.w) bulk_load(l.w, a.w + l.rank * l.part_channels, bytes, l.phi_there);
+        }
+        for (u32 row = me % 32 * warps + me / 32; row < rows; row += 32 * warps) {
+            const u32 stream = row < N * P ? row / P : row - N * P;
+            const float* from = row < N * P ? a.phi.at(row % P) : a.weight;
+            bulk_load(l.phi + row * l.phi_row, from + (u64)stream * a.channels + l.rank * l.part_channels, bytes, l.phi_there);
+        }
+    }
+    // From there. Blocks past the last are read as some other and not multiplied.
+    DEVICE_MEMBER void take(const PreCluster<E>& a, const Layout<N>& l, u32 warp, u32 lane) {
         const u32 per_stream = l.part_channels / 32;
         u32 stream = warp * BLOCKS / per_stream, rest = warp * BLOCKS % per_stream;
 #pragma unroll
         for (u32 b = 0; b < BLOCKS; ++b) {
-            const u64 k = (u64)smaller(stream, N - 1) * a.channels + l.rank * l.part_channels + rest * 32 + lane % 4 * 2;
+            const u32 i = smaller(stream, N - 1), at = l.phi + (rest * 32 + lane % 4 * 2) * 4;
+            const u32 row = at + (i * P + lane / 4) * l.phi_row, weight = at + (N * P + i) * l.phi_row;
 #pragma unroll
-            for (u32 tile = 0; tile < P / 8; ++tile) {
-                const float* row = a.phi.at(tile * 8 + lane / 4) + k;
+            for (u32 e = 0; e < 4; ++e) {
 #pragma unroll
-                for (u32 e = 0; e < 4; ++e) {
+                for (u32 tile = 0; tile < P / 8; ++tile) {
                     float f[2];
-                    ::load(row + e * 8, f);
-                    if (WEIGHT) {
+                    shared_load(f, row + tile * 8 * l.phi_row + e * 32);
+                    if (a.weight) {
                         float w[2];
-                        ::load(a.weight + k + e * 8, w);
+                        shared_load(w, weight + e * 32);
                         f[0] *= w[0];
                         f[1] *= w[1];
                     }

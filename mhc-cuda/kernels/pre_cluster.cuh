@@ -11,8 +11,10 @@
 //           Warps 0..7 multiply and mix; 8 copies; 9 adds and sends; 10, 11 make coefficients, Sinkhorn after H_pre has gone out.
 //           No slot is overwritten early: the copy of tile k + slots waits for the mix of tile k, that for H_pre from every owner, and an
 //           owner sends it when it has read the partial sums of tile k of every block. So rings of that depth are safe everywhere.
-//           An RMSNorm takes one more exchange: each block sends the squares of its aggregates to all, and multiplies the next tile
-//           before it writes them.
+//           φ comes through shared memory, in rows, where all but the first slots will be.
+//           An RMSNorm takes one more exchange: each block sends the squares of its aggregates to all. Where registers hold the
+//           aggregates, their slot is free from then on, and they are written a tile later; else they are made again after the next
+//           products. Norms of tile k are read before anybody can send those of tile k + slots, as slots > behind + 1.
 // Traffic   2·(n + 1)·C bytes + 200 a token, φ once a cluster.
 // Numerics  φ·w as the sum of two E, of 16 bits and more; f32 sums in an order fixed by C: a token's numbers depend on nothing else.
 // Tried     (numbers of the prototype, C = 4096, T = 16384, H100) 64 bulk copies a tile: 384 µs; one tensor copy: 255; own warps to
@@ -20,7 +22,11 @@
 //           (This one, T = 16384) Sinkhorn with its lines side by side: 259 → 241 µs at C = 4096, as it took issue slots from warps that
 //           multiply; one buffer of partial sums, which makes room for a slot: 241 → 250 there, 161 → 163 at C = 2560; to mix a tile one
 //           or two tiles later than it is multiplied: 249 and 241 there, 161 and 163 at C = 2560; the RMSNorm as a branch of the same
-//           kernel: 12 % of all uses.
+//           kernel: 12 % of all uses. RMSNorm, T = 4096, C = 4096: its weight from memory, which every tile waits for twice: 114 µs;
+//           from shared memory: 103; and its aggregates written a tile later: 99. φ from memory to fragments, 32 bytes at a time: in
+//           registers 9.4 µs after the launch (C = 2560); in rows sent off by one warp, before its first tile: 5.2 µs, the first tile 6.6.
+// Measured  T = 4096, C = 2560 (1.5 × the time of a copy): 15 clusters fit, of whose 256 tiles one has 18; 2.2 µs a tile is what memory
+//           gives; the last tile takes 4 µs from its sums to the end, most of it Sinkhorn's chain.
 #include "cluster_layout.cuh"
 #include "token.cuh"
 
@@ -179,9 +185,13 @@ DEVICE void mix_slot(
         Packed<E, 8> out;
         if constexpr (NORM) {
             float v[8];
-            load(a.w + c, v);
 #pragma unroll
-            for (u32 e = 0; e < 8; ++e) v[e] = sum[e] * scale * v[e];
+            for (u32 e = 0; e < 8; e += 4) {
+                float w[4];
+                shared_load(w, l.w + (p.channel() + e) * 4);
+#pragma unroll
+                for (u32 i = 0; i < 4; ++i) v[e + i] = sum[e + i] * scale * w[i];
+            }
             out.set(v);
         } else {
             out.set(sum);
@@ -275,18 +285,31 @@ template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM>
 DEVICE void multiply_and_mix(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 clusters, u32 tiles) {
     const u32 warp = thread_index() / 32, lane = thread_index() % 32;
     Weights<E, N, BLOCKS> phi;
-    a.weight ? phi.template load<true>(a, l, warp, lane) : phi.template load<false>(a, l, warp, lane);
-    if (tiles > FIRST) named_arrive(PHI_LOADED, MULTIPLY * 32 + 32);
+    barrier_wait(l.phi_there, 0);
+    phi.take(a, l, warp, lane);
+    named_sync(PHI_TAKEN, MULTIPLY * 32 + 32);
     cluster_wait();
     PostWeights<N> h;
     if (POST) h.load(a, (u64)cluster * TILE);
-    Turn now, then, buffer;
-    Aggregates<E, N, NORM && BLOCKS <= 4> kept;
-    for (u32 k = 0; k < tiles + a.behind; ++k) {
-        if (NORM && k >= a.behind) {
-            // The norms of the aggregates that are written below are on their way while the next tile is multiplied.
-            barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
-            send_norms(kept, l, then.slot, l.base + then.slot * l.slot);
+    // What is kept leaves its slot at once, and is written a tile later, when the norms have long come.
+    constexpr bool KEPT = NORM && BLOCKS <= 4;
+    const u32 behind = a.behind, last = behind + KEPT;
+    Turn now, then, mixed, buffer;
+    Aggregates<E, N, KEPT> made, kept;
+    const auto leave = [&](const Turn& turn) {
+        wave_barrier();
+        if (lane == 0) barrier_arrive(l.empty + turn.slot * 8);
+    };
+    for (u32 k = 0; k < tiles + last; ++k) {
+        if (NORM && k >= behind && k < tiles + behind) {
+            // The norms are on their way while the next tile is multiplied.
+            Turn& turn = KEPT ? then : mixed;
+            barrier_wait_cluster(l.sent + turn.slot * 8, turn.parity);
+            send_norms(made, l, turn.slot, l.base + turn.slot * l.slot);
+            if (KEPT) {
+                leave(turn);
+                turn.next(l.slots);
+            }
         }
         if (k < tiles) {
             const u64 first_token = (u64)(cluster + k * clusters) * TILE;
@@ -308,30 +331,31 @@ DEVICE void multiply_and_mix(const PreCluster<E>& a, const Layout<N>& l, u32 clu
             now.next(l.slots);
             buffer.next(BUFFERS);
         }
-        if (k >= a.behind) {
-            const u64 first_token = ((u64)cluster + (u64)(k - a.behind) * clusters) * TILE;
+        if (k >= last) {
+            const u64 first_token = ((u64)cluster + (u64)(k - last) * clusters) * TILE;
             float scale = 1.0f;
             if (NORM) {
-                barrier_wait_cluster(l.normed + then.slot * 8, then.parity);
-                scale = inverse_norm(a, l, then.slot, first_token);
+                barrier_wait_cluster(l.normed + mixed.slot * 8, mixed.parity);
+                scale = inverse_norm(a, l, mixed.slot, first_token);
             } else {
-                barrier_wait_cluster(l.sent + then.slot * 8, then.parity);
+                barrier_wait_cluster(l.sent + mixed.slot * 8, mixed.parity);
             }
-            mix_slot<NORM>(kept, a, l, then.slot, l.base + then.slot * l.slot, first_token, scale);
+            mix_slot<NORM>(kept, a, l, mixed.slot, l.base + mixed.slot * l.slot, first_token, scale);
             // What was written here must not come after what the copy engine writes next.
             if (POST) fence_copies();
-            wave_barrier();
-            if (lane == 0) barrier_arrive(l.empty + then.slot * 8);
-            then.next(l.slots);
+            if (!KEPT) leave(mixed);
+            mixed.next(l.slots);
         }
+        if constexpr (KEPT) kept = made;
     }
 }
 
 template <bool POST, class E, u32 N>
 DEVICE void copy(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 clusters, u32 tiles) {
     Turn now;
-    for (u32 k = 0; k < tiles; ++k) {
-        if (k == FIRST) named_sync(PHI_LOADED, MULTIPLY * 32 + 32);
+    for (u32 k = 0; k < tiles || k <= l.first; ++k) {
+        if (k == l.first) named_sync(PHI_TAKEN, MULTIPLY * 32 + 32);
+        if (k >= tiles) continue;
         barrier_wait(l.empty + now.slot * 8, now.parity ^ 1);
         if (thread_index() % 32 == 0) {
             const u32 at[4] = {0, (u32)((cluster + k * clusters) * TILE), l.rank * (l.part_channels / 64), 0};
@@ -417,6 +441,7 @@ template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM = false> DEVICE void 
             barrier_init(l.normed + s * 8, 1);
         }
         // Every lane arrives: what it wrote or read is then ordered by itself.
+        barrier_init(l.phi_there, 1);
         for (u32 b = 0; b < BUFFERS; ++b) {
             barrier_init(l.added + b * 8, MULTIPLY * 32);
             barrier_init(l.taken + b * 8, 32);
@@ -427,12 +452,13 @@ template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM = false> DEVICE void 
     cluster_arrive();
     // 168 registers a thread are enough for 4 blocks of φ; more take some from those who only copy and make coefficients.
     const u32 ALL_OF_PHI = NORM || Pairs<E, 1>::SCALED ? 216 : 208;
-    const u32 MORE = BLOCKS > 5 ? ALL_OF_PHI : NORM && BLOCKS > 4 ? 216 : POST || NORM ? 208 : BLOCKS > 4 ? 192 : 168;
+    const u32 MORE = BLOCKS > 5 ? ALL_OF_PHI : POST || NORM ? 208 : BLOCKS > 4 ? 192 : 168;
     if (warp < MULTIPLY) {
         if constexpr (MORE > 168) take_registers<MORE>();
         multiply_and_mix<E, N, BLOCKS, POST, NORM>(a, l, cluster, clusters, tiles);
     } else {
         if constexpr (MORE > 168) give_registers<3 * 168 - 2 * MORE>();
+        if (warp > MULTIPLY) Weights<E, N, BLOCKS>::copy(a, l);
         if (warp == MULTIPLY) copy<POST>(a, l, cluster, clusters, tiles);
         else if (warp == MULTIPLY + 1) reduce_and_send(l, tiles);
         else coefficients(a, l, cluster, clusters, tiles);

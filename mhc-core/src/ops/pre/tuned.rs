@@ -149,10 +149,10 @@ impl Call<'_> {
     fn shared(&self, slots: usize) -> usize {
         let rows = self.d.streams + usize::from(self.before.is_some());
         let (sums, barriers, buffers) = (TILE * sums(self.d) * 4, 5 * 8, 2);
-        let norms = if self.op.rms_norm.is_some() { 16 * 2 * TILE * 4 } else { 0 };
+        let (norms, w) = if self.op.rms_norm.is_some() { (16 * 2 * TILE * 4, self.split.part * 4) } else { (0, 0) };
         let scales = if self.act == DType::F16 { WARPS * 24 * 4 } else { 0 };
         let slot = self.split.part * rows * TILE * 2 + sums + TILE * 16 + norms + barriers;
-        1024 + slots * slot + buffers * (WARPS * sums + 2 * 8) + scales + 2 * 896
+        1024 + slots * slot + buffers * (WARPS * sums + 2 * 8) + w + scales + 2 * 896 + 8
     }
 
     /// Few tokens: the sums of each warp of the clusters by a block of their own, then the rest by a block a token and 1024 channels.
