@@ -10,6 +10,11 @@
 //           split so too. Sums of UNIT channels by the tensor cores, which round towards zero, then rounded additions in order.
 // Tried     φ from global memory for each tile: bound by L2. Plain loads of x, 64 bytes of a row at a time for 16-bit streams: 97 µs
 //           where 256 bytes go to the second cache at once: 90 (n = 4, T = 4096, C = 4096); n = 8: 321 and 296; f32: 153 and 150.
+//           n = 8, where ranges of 256 make parts of 168 MB: ranges of 4096 by blocks of 256 tokens that share φ through a ring of
+//           stages, 8 warps of 32 tokens, φ split by each: 245 µs; split once for all: 283 with one step of x in flight, 235 with two
+//           and 204 bytes spilled; 16 warps of 16 tokens: 291; lines of x brought to the second cache 512 bytes ahead: 283 to 319. A
+//           block alone with one token takes 0.9 to 1.7 µs a step: it is the chains of products between 160 registers of sums, not
+//           memory. Sums of whole units in nested order gave the same bits with short ranges as with long ones.
 #include "copies.cuh"
 #include "mma.cuh"
 #include "projection.cuh"
