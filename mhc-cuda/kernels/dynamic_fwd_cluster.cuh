@@ -361,7 +361,7 @@ struct Mixer {
 
 DEVICE void multiply(const DynamicFwd& a, const Place& l, const Tiles& tiles) {
     const Phi phi(a, l);
-    if (tiles.count > l.slots - 2) named_arrive(PHI_LOADED, MULTIPLY * 32 + 32);
+    if (tiles.count > l.slots - 2) named_arrive(PHI_TAKEN, MULTIPLY * 32 + 32);
     cluster_wait();
     Turn now;
 #pragma unroll 1
@@ -418,7 +418,7 @@ DEVICE void copy(const DynamicFwd& a, const Place& l, const Tiles& tiles) {
     Turn now;
 #pragma unroll 1
     for (u32 k = 0; k < tiles.count; ++k, now.next(l.slots)) {
-        if (k == l.slots - 2) named_sync(PHI_LOADED, MULTIPLY * 32 + 32);
+        if (k == l.slots - 2) named_sync(PHI_TAKEN, MULTIPLY * 32 + 32);
         const u32 bar = l.full + now.slot * 8;
         barrier_wait(l.empty + now.slot * 8, now.parity ^ 1);
         if (lane == 0) barrier_expect(bar, l.live * GROUP_BYTES);
