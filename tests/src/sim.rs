@@ -1,8 +1,8 @@
 //! A conformance device that runs the device sources' real AMD machine code on a simulated GPU, without AMD's runtime: `sim:gfx942`.
 //!
 //! Where the HIP backend runs on a simulated GPU, everything around the kernels is AMD's. Here it is this file's: memory is the process's,
-//! a launch is done when the call returns, an entry is compiled by AMD's hiprtc when it is first wanted. That is the way to gfx90a, which
-//! AMD's runtime cannot be brought up on; to faults that are errors, of the very byte that a kernel must not touch; to exact counts of
+//! a launch is done when the call returns. Machine code is the package's; where a mistake is planted, an entry is compiled by AMD's hiprtc
+//! when it is first wanted. That is the way to gfx90a, which AMD's runtime cannot be brought up on; to faults that are errors, of the very byte that a kernel must not touch; to exact counts of
 //! what each launch moves; and to kernels with a mistake planted in their sources.
 //!
 //! Wants AMD's compiler and disassembler in the loader's path: `cargo xtask sim` knows how.
@@ -60,7 +60,7 @@ pub struct SimDriver {
     compiler: &'static Hiprtc,
     plant: Option<Plant>,
     memory: Mutex<HashMap<u64, Block>>,
-    /// Entries that were compiled.
+    /// Entries that were asked for.
     objects: Mutex<HashMap<String, (Arc<Object>, Kernel)>>,
     log: Log,
 }
@@ -80,9 +80,8 @@ struct Line(#[allow(dead_code)] [u8; 256]);
 #[derive(Clone, Debug)]
 pub struct Entry(String);
 
-/// A source of one element type: nothing is compiled before an entry is wanted.
-#[derive(Debug)]
-pub struct Module(&'static Source);
+/// A source of one element type, and its embedded machine code; without that, nothing is compiled before an entry is wanted.
+pub struct Module(&'static Source, Option<Arc<Object>>);
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -157,6 +156,12 @@ impl SimDriver {
     }
 }
 
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)
+    }
+}
+
 impl fmt::Debug for SimDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.info.name)
@@ -172,14 +177,23 @@ unsafe impl GpuDriver for SimDriver {
         &self.info
     }
 
-    fn load(&self, source: &'static str, _: DType) -> Result<Module> {
+    fn load(&self, source: &'static str, dtype: DType) -> Result<Module> {
         let found = images::sources().find(|s| s.name == source);
-        found.map(Module).ok_or_else(|| failed("load", format!("no source called {source}")))
+        let found = found.ok_or_else(|| failed("load", format!("no source called {source}")))?;
+        let image = images::embedded(source, dtype, &self.info.arch).filter(|_| self.plant.is_none());
+        let object = image.map(|image| Object::load(&image.unpack()?)).transpose().map_err(|e| failed("load", e))?;
+        Ok(Module(found, object.map(Arc::new)))
     }
 
     fn function(&self, module: &Module, entry: &str) -> Result<&'static Entry> {
-        let compiled = self.compile(module.0, entry)?;
-        lock(&self.objects).insert(entry.into(), compiled);
+        let code = match &module.1 {
+            Some(object) => {
+                let kernel = object.kernel(entry);
+                (object.clone(), kernel.ok_or_else(|| failed("function", format!("no entry {entry} in its image")))?)
+            }
+            None => self.compile(module.0, entry)?,
+        };
+        lock(&self.objects).insert(entry.into(), code);
         // Names of entries are few, and functions are copied like handles of a driver.
         Ok(Box::leak(Box::new(Entry(entry.into()))))
     }

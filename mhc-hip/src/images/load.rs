@@ -6,7 +6,7 @@ use mhc_core::{
     gpu::images::{Cache, Found, Image, Recipe, Step, first},
 };
 
-use super::{check, headers, options, sources, targets::generic, wave};
+use super::{IMAGES, check, headers, options, sources, targets::generic, wave};
 use crate::hiprtc::Hiprtc;
 
 /// Where images come from, in the order in which they are tried.
@@ -63,6 +63,16 @@ pub(crate) fn load<T>(
     loaded.map_err(|failed| missing.into_iter().chain(failed).collect::<Vec<_>>().join("; "))
 }
 
+/// The embedded machine code that a device of this architecture is given, if it is given any before what hiprtc compiles.
+pub fn embedded(source: &str, dtype: DType, arch: &str) -> Option<&'static Image> {
+    let kinds = kinds(std::env::var("MHC_HIP_IMAGES").ok().as_deref());
+    let tried = kinds.into_iter().filter_map(|kind| step(IMAGES, source, dtype.name(), arch, kind).ok());
+    tried.take(1).find_map(|step| match step {
+        Step::Embedded(image) => Some(image),
+        Step::Compile => None,
+    })
+}
+
 /// The way to an image of this kind, or that there is none.
 fn step(images: &'static [Image], source: &str, dtype: &str, arch: &str, kind: Kind) -> Result<Step, String> {
     let target = match kind {
@@ -96,7 +106,7 @@ fn compile(source: &str, dtype: DType, gpu: Gpu<'_>) -> Result<Found, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::IMAGES, *};
+    use super::*;
 
     const POST: Image = Image { source: "post", dtype: "bf16", target: "gfx942", offset: 0, bytes: 0, data: &[] };
     const SOME: &[Image] = &[
@@ -127,6 +137,13 @@ mod tests {
         none("gfx950", Kind::Exact, "no embedded image of `post` for bf16 and gfx950");
         none("gfx1101", Kind::Generic, "gfx11-generic");
         none("gfx90a", Kind::Generic, "gfx90a has no generic target");
+    }
+
+    #[test]
+    fn portable_sources_are_embedded_for_every_family() {
+        let target = |arch| embedded("post", DType::Bf16, arch).map(|image| image.target);
+        assert_eq!([target("gfx90a"), target("gfx1151")], [Some("gfx90a"), Some("gfx11-generic")]);
+        assert_eq!(target("gfx1030"), None);
     }
 
     #[test]

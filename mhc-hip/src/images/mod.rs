@@ -9,6 +9,7 @@ use mhc_core::gpu::images::Image;
 pub(crate) use elf::check;
 #[cfg(test)]
 pub(crate) use elf::tests::object as elf_object;
+pub use load::embedded;
 pub(crate) use load::{Gpu, load};
 pub use targets::{code, family, headers, object_version, options, sources, targets, tuned, wave};
 
