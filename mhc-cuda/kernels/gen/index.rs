@@ -95,7 +95,7 @@
     Image { source: "pre", dtype: "f32", target: "sm_120", offset: 0, bytes: 324128, data: include_bytes!("pre.f32.sm_120.cubin.zst") },
     Image { source: "pre", dtype: "f32", target: "sm_80", offset: 0, bytes: 243624, data: include_bytes!("pre.f32.sm_80.cubin.zst") },
     Image { source: "pre", dtype: "f32", target: "sm_90", offset: 0, bytes: 260888, data: include_bytes!("pre.f32.sm_90.cubin.zst") },
-    Image { source: "pre_cluster", dtype: "bf16", target: "sm_90a", offset: 0, bytes: 1011424, data: include_bytes!("pre_cluster.bf16.sm_90a.cubin.zst") },
+    Image { source: "pre_cluster", dtype: "bf16", target: "sm_90a", offset: 0, bytes: 1011040, data: include_bytes!("pre_cluster.bf16.sm_90a.cubin.zst") },
     Image { source: "pre_cluster", dtype: "f16", target: "sm_90a", offset: 0, bytes: 288928, data: include_bytes!("pre_cluster.f16.sm_90a.cubin.zst") },
     Image { source: "pre_few", dtype: "bf16", target: "sm_90a", offset: 0, bytes: 86208, data: include_bytes!("pre_few.bf16.sm_90a.cubin.zst") },
     Image { source: "project", dtype: "bf16", target: "compute_80", offset: 0, bytes: 100160, data: include_bytes!("project.bf16.compute_80.ptx.zst") },
