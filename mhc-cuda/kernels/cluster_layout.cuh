@@ -109,8 +109,6 @@ template <class E, u32 N, u32 BLOCKS> struct Weights {
             const float* from = row < N * P ? a.phi.at(row % P) : a.weight;
             bulk_load(l.phi + row * l.phi_row, from + (u64)stream * a.channels + l.rank * l.part_channels, bytes, l.phi_there);
         }
-        // Lanes have not all sent off as many, and go on together.
-        wave_barrier();
     }
     // From there. Blocks past the last are read as some other and not multiplied.
     DEVICE_MEMBER void take(const PreCluster<E>& a, const Layout<N>& l, u32 warp, u32 lane) {
