@@ -28,8 +28,8 @@ impl CpuOp for PostPre {
     unsafe fn launch(&self, c: &Call<'_>) {
         let p = pre::projection(c, &self.numerics, c.weight("norm_weight"), Streams::of(c, "x_next"));
         by_dtype!(c.act, E => {
-            let (x_next, mixes) = (c.rows::<E>("x_next"), c.rows("mixes_next"));
-            let half = Half { c, numerics: &self.numerics, rms_norm: self.rms_norm, x: x_next, mixes };
+            let (x, mixes, layer_input) = (c.rows::<E>("x_next"), c.rows("mixes_next"), c.outputs("layer_input"));
+            let half = Half { c, numerics: &self.numerics, rms_norm: self.rms_norm, x, mixes, layer_input };
             // SAFETY: the operands were validated, the scratch has the parts of `workspace`, and only `before` writes x_next.
             unsafe { p.run(c, &Both(half)) };
         });
@@ -41,6 +41,10 @@ struct Both<'a, E>(Half<'a, E>);
 impl<E: Lane> Step for Both<'_, E> {
     fn before(&self, tokens: &Tokens) {
         self.0.c.simd(Post { half: &self.0, tokens: tokens.range.clone() });
+    }
+
+    fn written(&self, t: usize) -> (*const u8, usize) {
+        self.0.written(t)
     }
 
     fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]) {

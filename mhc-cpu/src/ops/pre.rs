@@ -19,9 +19,9 @@ impl CpuOp for Pre {
     unsafe fn launch(&self, c: &Call<'_>) {
         let p = projection(c, &self.numerics, c.weight("norm_weight"), Streams::of(c, "x"));
         by_dtype!(c.act, E => {
-            let (x, mixes) = (c.rows::<E>("x"), c.rows("mixes"));
+            let (x, mixes, layer_input) = (c.rows::<E>("x"), c.rows("mixes"), c.outputs("layer_input"));
             // SAFETY: the operands were validated, and the scratch has the parts of `workspace`.
-            unsafe { p.run(c, &Half { c, numerics: &self.numerics, rms_norm: self.rms_norm, x, mixes }) };
+            unsafe { p.run(c, &Half { c, numerics: &self.numerics, rms_norm: self.rms_norm, x, mixes, layer_input }) };
         });
     }
 }
@@ -62,14 +62,16 @@ pub(super) struct Half<'a, E> {
     pub x: Rows<'a, E>,
     /// Where the coefficients go.
     pub mixes: Rows<'a, f32>,
+    /// Where the aggregates go.
+    pub layer_input: Rows<'a, E>,
 }
 
 impl<E: Lane> Step for Half<'_, E> {
     fn written(&self, t: usize) -> (*const u8, usize) {
-        let rows = self.c.outputs::<E>("layer_input");
-        let bytes = if rows.streamed() { 0 } else { rows.len() * size_of::<E>() };
+        let to = self.layer_input;
+        let bytes = if to.streamed() { 0 } else { to.len() * size_of::<E>() };
         // SAFETY: the token is in range.
-        (unsafe { rows.ptr(t, 0) }.cast_const().cast(), bytes)
+        (unsafe { to.ptr(t, 0) }.cast_const().cast(), bytes)
     }
 
     fn after(&self, tokens: &Tokens, z: &mut [f32], inv_rms: &[f32]) {
@@ -93,9 +95,8 @@ impl<E: Lane> SimdFn for Aggregate<'_, '_, E> {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
         let Aggregate { half, tokens: Tokens { range, chunk }, z } = self;
-        let Half { c, numerics, rms_norm, x, mixes } = half;
+        let Half { c, numerics, rms_norm, x, mixes, layer_input } = half;
         let (n, mix) = (c.d.streams, c.d.mix());
-        let layer_input = c.outputs::<E>("layer_input");
         // SAFETY: parameters have one row; each block of tokens has its own rows, and each chunk its own part of the scratch.
         unsafe {
             let part = c.scratch(Shape::mixes(&c.d).workspace(c.d.tokens), *chunk, part(&c.d, numerics));

@@ -121,7 +121,9 @@ impl Call<'_> {
         let Self { op, d, .. } = self;
         let Split { ranks, part, blocks, .. } = self.split;
         // 8 slots hide every latency.
-        let slots = (2..=8).rev().find(|&slots| self.shared(slots) <= caps.shared_per_block as usize)?;
+        let fits =
+            |&slots: &usize| self.shared(slots) <= caps.shared_per_block as usize && self.has_room_for_phi(slots);
+        let slots = (2..=8).rev().find(fits)?;
         // Tiles between the products and the mix of a tile: two hide the exchange, one leaves a slot more for what is on its way. Which is
         // worth more was measured.
         let behind = if slots > 3 && blocks != 5 { 2 } else { 1 };
@@ -153,6 +155,13 @@ impl Call<'_> {
         let scales = if self.act == DType::F16 { WARPS * 24 * 4 } else { 0 };
         let slot = self.split.part * rows * TILE * 2 + sums + TILE * 16 + norms + barriers;
         1024 + slots * slot + buffers * (WARPS * sums + 2 * 8) + w + scales + 2 * 896 + 8
+    }
+
+    /// Whether φ and its weight, which come through the slots and the partial sums behind them, fit there; the kernel's `Layout`.
+    fn has_room_for_phi(&self, slots: usize) -> bool {
+        let rows = self.d.streams + usize::from(self.before.is_some());
+        let room = slots * self.split.part * rows * TILE * 2 + 2 * WARPS * TILE * sums(self.d) * 4;
+        self.d.streams * (self.d.mix() + 1) * (self.split.part * 4 + 32) <= room
     }
 
     /// Few tokens: the sums of each warp of the clusters by a block of their own, then the rest by a block a token and 1024 channels.
