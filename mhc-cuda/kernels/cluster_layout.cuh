@@ -29,7 +29,7 @@ template <class E> struct PreCluster {
 // Tokens of a tile, warps that multiply and that make coefficients; tiles whose matrices one warp makes doubly stochastic together; tiles
 // that are copied before φ is in registers, at most; buffers of partial sums.
 static const u32 TILE = 16, MULTIPLY = 8, COEFFICIENTS = 2, GROUP = 4, FIRST = 2, BUFFERS = 2;
-// Named barriers: 1 after `post`, 2 and 3 of the warps that make coefficients.
+// Named barriers: 1 of the warps that multiply, 2 and 3 of those that make coefficients.
 static const u32 PHI_TAKEN = 4;
 // Bytes of a warp that makes coefficients; of the norms of a tile's aggregates, two of each token from each rank; of what scaled sums are
 // to be multiplied by.

@@ -287,7 +287,9 @@ DEVICE void multiply_and_mix(const PreCluster<E>& a, const Layout<N>& l, u32 clu
     Weights<E, N, BLOCKS> phi;
     barrier_wait(l.phi_there, 0);
     phi.take(a, l, warp, lane);
-    named_sync(PHI_TAKEN, MULTIPLY * 32 + 32);
+    // Sums of the first tile go where φ was, and so do tiles.
+    named_sync(1, MULTIPLY * 32);
+    named_arrive(PHI_TAKEN, MULTIPLY * 32 + 32);
     cluster_wait();
     PostWeights<N> h;
     if (POST) h.load(a, (u64)cluster * TILE);

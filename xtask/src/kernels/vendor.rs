@@ -16,10 +16,6 @@ pub trait Vendor: Sized + Sync {
     type Taken: Taken;
     /// Where the images lie.
     const FOLDER: &'static str;
-    /// The most builds of an image that did not come out as before: one where the compiler always gives the same bytes.
-    const BUILDS: usize;
-    /// Sources of whose images the compiler makes one of several, by chance.
-    const VARYING: &'static [&'static str];
 
     /// The compiler's name and version.
     fn compiler() -> String;

@@ -122,9 +122,13 @@ template <class E, u32 N, u32 V, bool WIDE> DEVICE void recompute_bwd_token(cons
             n, 1, C, [&](u32 i) { return x.at(i); }, [&](u32) { return d_li; },
             [&](u32 i, u32, float sum) { d_mixes[i] = sum; });
         for (u32 c = thread_index() * V; c < C; c += threads() * V) {
-            float d_y[1][V] = {}, d[V];
+            float d_y[1][V] = {};
             mix<N, WIDE>(d_y, n, 0, mixes + n, 0, 1, g_read, c, a.channels - c);
             store<WIDE>(a.d_y.at(l, t) + c, d_y[0], a.channels - c);
+        }
+        // By itself: NVRTC splits wide loads between which it sees a store, each time in another way.
+        for (u32 c = thread_index() * V; c < C; c += threads() * V) {
+            float d[V];
             load<WIDE>(d_li + c, d, a.channels - c);
             for (u32 j = 0; j < n; j += G) {
                 float acc[G][V];

@@ -39,11 +39,6 @@ fn format(target: &str) -> Format {
 impl Vendor for Cuda {
     type Taken = Resources;
     const FOLDER: &'static str = "mhc-cuda/kernels/gen";
-    /// Other sources than the varying one have always come out the same.
-    const BUILDS: usize = 3;
-    /// NVRTC's front end vectorises the loads of one of its kernels in one of several ways; of 16-bit types for sm_80, twelve builds were
-    /// once all others than the one before.
-    const VARYING: &'static [&'static str] = &["recompute"];
 
     fn compiler() -> String {
         format!("NVRTC {}", WHEEL.version)

@@ -90,8 +90,6 @@ pub struct Hip {
 impl Vendor for Hip {
     type Taken = Resources;
     const FOLDER: &'static str = "mhc-hip/kernels/gen";
-    const BUILDS: usize = 1;
-    const VARYING: &'static [&'static str] = &[];
 
     fn compiler() -> String {
         format!("clang of {} {}", WHEEL.package, WHEEL.version)
