@@ -32,6 +32,34 @@ fn version_in(text: &str) -> Option<String> {
     words.find(number).map(str::to_string)
 }
 
+/// Processor time of all threads since this machine started, in ticks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ticks {
+    wanted: u64,
+    stolen: u64,
+}
+
+impl Ticks {
+    /// Until now, where the system counts what it wanted and others on the same host got: on Linux.
+    pub fn now() -> Option<Self> {
+        Self::of(fs::read_to_string("/proc/stat").ok()?.lines().next()?)
+    }
+
+    /// `cpu user nice system idle iowait irq softirq stolen ...`.
+    fn of(line: &str) -> Option<Self> {
+        let ticks = line.strip_prefix("cpu ")?.split_whitespace().map(|t| t.parse().ok());
+        let [user, nice, system, _, _, irq, softirq, stolen]: [u64; 8] =
+            ticks.take(8).collect::<Option<Vec<_>>>()?.try_into().ok()?;
+        Some(Self { wanted: user + nice + system + irq + softirq + stolen, stolen })
+    }
+
+    /// The percentage that others got of what was wanted since then.
+    pub fn stolen_since(self, then: Self) -> f64 {
+        let wanted = self.wanted.saturating_sub(then.wanted).max(1);
+        100.0 * self.stolen.saturating_sub(then.stolen) as f64 / wanted as f64
+    }
+}
+
 /// Today in UTC: `2026-11-21`.
 pub fn today() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -53,7 +81,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{civil, version_in};
+    use super::{Ticks, civil, version_in};
 
     #[test]
     fn days_have_dates() {
@@ -61,6 +89,16 @@ mod tests {
         assert_eq!(civil(11_016), (2000, 2, 29));
         assert_eq!(civil(20_778), (2026, 11, 21));
         assert_eq!(civil(-1), (1969, 12, 31));
+    }
+
+    #[test]
+    fn stolen_time_is_a_share_of_what_was_wanted() {
+        let then = Ticks::of("cpu  100 10 20 5000 7 1 2 30 0 0").unwrap();
+        let now = Ticks::of("cpu  160 20 30 9000 9 1 2 50 0 0").unwrap();
+        assert_eq!(now.stolen_since(then), 20.0);
+        assert_eq!(then.stolen_since(then), 0.0);
+        assert_eq!(Ticks::of("cpu  100 10 20"), None);
+        assert_eq!(Ticks::of("cpu0 1 1 1 1 1 1 1 1"), None);
     }
 
     #[test]

@@ -149,6 +149,7 @@ pub fn measure(
         name: info.name.clone(),
         driver: machine::driver(info),
         copy_gb_s: 2.0 * scale.copied as f64 / clock.copy(scale.copied)? / 1e3,
+        stolen: None,
         gpu: Some(gpu),
     };
     each(&measured, News::Device(&measured));

@@ -91,6 +91,9 @@ pub struct Measured {
     pub driver: Option<String>,
     /// Bytes read and written per nanosecond by a plain copy.
     pub copy_gb_s: f64,
+    /// Of a processor, the percentage of the time it wanted meanwhile that others on the same host got, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stolen: Option<f64>,
     /// What is known of a GPU besides.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,

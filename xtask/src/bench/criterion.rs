@@ -11,9 +11,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use mhc_ops::Probe;
-use mhc_tests::bench::{
-    Bench, COPY, COPY_BYTES,
-    record::{Measured, Record, Row},
+use mhc_tests::{
+    bench::{
+        Bench, COPY, COPY_BYTES,
+        record::{Measured, Record, Row},
+    },
+    machine::Ticks,
 };
 use serde::Deserialize;
 
@@ -24,6 +27,14 @@ pub struct Run {
     program: PathBuf,
     results: PathBuf,
     variables: Vec<(&'static str, String)>,
+}
+
+/// What was measured.
+pub struct Times {
+    /// Nanoseconds by `<bench>@<device>`.
+    medians: BTreeMap<String, f64>,
+    /// The percentage of the processors' time that others got.
+    stolen: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -73,17 +84,19 @@ impl Run {
         self.watch(&["--test"], report::progress(len, "running once"), |line| line.starts_with("Testing "))
     }
 
-    /// Times everything: medians in nanoseconds, by name.
-    pub fn times(&self, names: &[String]) -> Result<BTreeMap<String, f64>> {
+    /// Times everything.
+    pub fn times(&self, names: &[String]) -> Result<Times> {
+        let then = Ticks::now();
         self.watch(&["--bench", "--noplot"], report::progress(names.len(), "timing"), |line| {
             line.contains("time:   [")
         })?;
-        let mut times = BTreeMap::new();
-        read(&self.results, &mut times)?;
-        if let Some(missing) = names.iter().find(|n| !times.contains_key(*n)) {
+        let stolen = Ticks::now().zip(then).map(|(now, then)| now.stolen_since(then));
+        let mut medians = BTreeMap::new();
+        read(&self.results, &mut medians)?;
+        if let Some(missing) = names.iter().find(|n| !medians.contains_key(*n)) {
             bail!("criterion has no time for {missing}");
         }
-        Ok(times)
+        Ok(Times { medians, stolen })
     }
 
     /// Runs the program; every line of its output for which `done` holds is one step of the bar.
@@ -107,27 +120,23 @@ impl Run {
     }
 }
 
-/// Medians in nanoseconds by `<bench>@<device>` as a record.
-pub fn record(
-    commit: Option<String>,
-    probes: &[Probe],
-    times: &BTreeMap<String, f64>,
-    suite: &[Bench],
-) -> Result<Record> {
+/// Times as a record.
+pub fn record(commit: Option<String>, probes: &[Probe], times: &Times, suite: &[Bench]) -> Result<Record> {
     let mut record = Record::new(commit);
     for info in probes.iter().filter_map(|p| p.found.as_ref().ok()).flatten() {
         let device = info.id.to_string();
-        let Some(copy) = times.get(&format!("{COPY}@{device}")) else { continue };
+        let Some(copy) = times.medians.get(&format!("{COPY}@{device}")) else { continue };
         let copy_gb_s = COPY_BYTES as f64 / copy;
         record.devices.push(Measured {
             id: device.clone(),
             name: info.name.clone(),
             driver: None,
             copy_gb_s,
+            stolen: times.stolen,
             gpu: None,
         });
         for bench in suite {
-            let ns = times.get(&format!("{}@{device}", bench.id)).with_context(|| bench.id.clone())?;
+            let ns = times.medians.get(&format!("{}@{device}", bench.id)).with_context(|| bench.id.clone())?;
             let (id, device, bytes) = (bench.id.clone(), device.clone(), bench.bytes());
             record.rows.push(Row { id, device, us: ns / 1e3, hot_us: None, bytes, limit: None });
         }

@@ -121,7 +121,14 @@ mod tests {
 
     fn device() -> Measured {
         let gpu = Gpu { samples: 1, copy_bytes: 1, flushed_bytes: 1, empty_graph_us: 4.0, first_calls: Vec::new() };
-        Measured { id: "cuda:0".into(), name: "GPU".into(), driver: None, copy_gb_s: 3000.0, gpu: Some(gpu) }
+        Measured {
+            id: "cuda:0".into(),
+            name: "GPU".into(),
+            driver: None,
+            copy_gb_s: 3000.0,
+            stolen: None,
+            gpu: Some(gpu),
+        }
     }
 
     fn row(bytes: u64, us: f64, limit: Option<Limit>) -> Row {

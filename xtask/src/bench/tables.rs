@@ -107,6 +107,9 @@ fn device(d: &Measured) -> String {
         let _ = write!(text, ", driver {driver}");
     }
     let _ = write!(text, ") copies {:.1} GB/s, read and written bytes counted", d.copy_gb_s);
+    if let Some(stolen) = d.stolen {
+        let _ = write!(text, "; others on the host got {stolen:.1} % of the time that its processors wanted");
+    }
     let Some(gpu) = &d.gpu else { return text };
     let _ = write!(
         text,
@@ -226,6 +229,7 @@ mod tests {
             name: "NVIDIA H100".into(),
             driver: Some("580".into()),
             copy_gb_s: 3000.0,
+            stolen: None,
             gpu: None,
         });
         record.rows =
