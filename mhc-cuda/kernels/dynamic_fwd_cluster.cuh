@@ -20,105 +20,17 @@
 //           slow as an element to a lane, and more to issue. 4 slots: 49.4; 3: 55.5 (harness of its own, where 5 are 46.5).
 #include "dynamic_layout.cuh"
 
-// A lane's token of the first 8 of a tile, and its column of 8 of φ: such that 8 lanes' pieces of two rows lie in all banks.
-DEVICE u32 row_of_lane() { return lane_index() / 8 + lane_index() / 4 % 2 * 4; }
-
-// The part of φ of a multiplying warp: of `count` half rows of 16 channels, from the `first` of the block on, a lane's column of every 8,
-// and channels 4·(lane % 4) and the next three. Half rows are numbered as they lie in a slot: by row, stream and half.
-struct Phi {
-    float phi[MOST][3][4];
-    u32 first, count;
-
-    DEVICE_MEMBER Phi(const DynamicFwd& a, const Place& l) {
-        const u32 all = 2 * N * l.live, each = (all + MULTIPLY - 1) / MULTIPLY, q = lane_index() % 4;
-        first = wave_index() * each;
-        count = first < all ? smaller(each, all - first) : 0;
-        barrier_wait(l.begun, 0);
+// A multiplying warp's part of φ, from shared memory.
+DEVICE void take_phi(Phi& mine, const DynamicFwd& a, const Place& l) {
+    const u32 q = lane_index() % 4;
+    barrier_wait(l.begun, 0);
+    mine.take(2 * N * l.live, [&](float(&phi)[P / 8][4], u32 half) {
+        if (l.channel(half / (2 * N)) + half % 2 * (ROW / 2) + q * 4 >= a.channels) return;
+        const u32 at = l.phi + half / 2 * PHI_ROWS + piece(row_of_lane(), half % 2 * 4 + q);
 #pragma unroll
-        for (u32 b = 0; b < MOST; ++b) {
-            const u32 half = first + b, c = l.channel(half / (2 * N)) + half % 2 * (ROW / 2) + q * 4;
-#pragma unroll
-            for (u32 t = 0; t < 3; ++t) {
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) phi[b][t][e] = 0.0f;
-                const u32 at = l.phi + half / 2 * PHI_ROWS + t * 8 * (ROW * 4) + piece(row_of_lane(), half % 2 * 4 + q);
-                if (b < count && c < a.channels) shared_load(phi[b][t], at);
-            }
-        }
-    }
-};
-
-// A warp's part of the products of one tile, in parts whose sum they are, and Σx² of a lane's tokens, over the lanes that have them.
-struct Products {
-    float large[3][4] = {}, small[3][4] = {}, square[2] = {};
-
-    DEVICE_MEMBER Products(const Phi& mine, u32 slot) {
-        const u32 token = row_of_lane();
-        const auto fetch = [&](float(&x)[2][4], u32 b) {
-            const u32 half = mine.first + smaller(b, mine.count - 1);
-            const u32 at = slot + half / 2 * ROWS + piece(token, half % 2 * 4 + lane_index() % 4);
-            shared_load(x[0], at);
-            shared_load(x[1], at + ROWS / 2);
-        };
-        if (mine.count == 0) return;
-        float next[2][4];
-        fetch(next, 0);
-#pragma unroll
-        for (u32 b = 0; b < MOST; ++b) {
-            if (b >= mine.count) break;
-            float x[2][4];
-#pragma unroll
-            for (u32 e = 0; e < 8; ++e) x[e / 4][e % 4] = next[e / 4][e % 4];
-            fetch(next, b + 1);
-            add(mine.phi[b], x);
-        }
-#pragma unroll
-        for (u32 h = 0; h < 2; ++h) {
-            square[h] += shuffle_xor(square[h], 1);
-            square[h] += shuffle_xor(square[h], 2);
-        }
-    }
-    DEVICE_MEMBER void add(const float (&phi)[3][4], const float (&x)[2][4]) {
-#pragma unroll
-        for (u32 e = 0; e < 4; e += 2) {
-            u32 hi[4], lo[4];
-#pragma unroll
-            for (u32 k = 0; k < 4; ++k) {
-                const float v = x[k % 2][e + k / 2];
-                split_tf32(v, hi[k], lo[k]);
-                square[k % 2] = fused(v, v, square[k % 2]);
-            }
-#pragma unroll
-            for (u32 t = 0; t < 3; ++t) {
-                u32 phi_hi[2], phi_lo[2];
-#pragma unroll
-                for (u32 k = 0; k < 2; ++k) {
-                    // Split for each tile again: the compiler would keep both parts, and has no registers for them.
-                    float v = phi[t][e + k];
-                    asm volatile("" : "+f"(v));
-                    split_tf32(v, phi_hi[k], phi_lo[k]);
-                }
-                mma_tf32(small[t], lo, phi_hi[0], phi_hi[1]);
-                mma_tf32(large[t], hi, phi_hi[0], phi_hi[1]);
-                mma_tf32(small[t], hi, phi_lo[0], phi_lo[1]);
-            }
-        }
-    }
-    DEVICE_MEMBER void put(u32 partial) const {
-        const u32 token = row_of_lane(), q = lane_index() % 4, to = partial + wave_index() * PARTIAL;
-#pragma unroll
-        for (u32 h = 0; h < 2; ++h) {
-#pragma unroll
-            for (u32 t = 0; t < 3; ++t) {
-                // Columns 2·q and 2·q + 1 of the products, as lanes have them.
-                const u32 at = to + ((h * 8 + token) * P + t * 8 + q) * 4;
-                shared_store(at, large[t][h * 2] + small[t][h * 2]);
-                shared_store(at + 16, large[t][h * 2 + 1] + small[t][h * 2 + 1]);
-            }
-            if (q == 0) shared_store(to + (TILE * P + h * 8 + token) * 4, square[h]);
-        }
-    }
-};
+        for (u32 t = 0; t < P / 8; ++t) shared_load(phi[t], at + t * 8 * (ROW * 4));
+    });
+}
 
 // The sums over the multiplying warps, to the tokens' owners: one warp, so that those that multiply need not wait for each other.
 DEVICE void reduce_and_send(const Place& l, const Tiles& tiles) {
@@ -360,16 +272,18 @@ struct Mixer {
 };
 
 DEVICE void multiply(const DynamicFwd& a, const Place& l, const Tiles& tiles) {
-    const Phi phi(a, l);
+    Phi phi;
+    take_phi(phi, a, l);
     if (tiles.count > l.slots - 2) named_arrive(PHI_TAKEN, MULTIPLY * 32 + 32);
     cluster_wait();
     Turn now;
 #pragma unroll 1
     for (u32 k = 0; k < tiles.count; ++k, now.next(l.slots)) {
         barrier_wait(l.full + now.slot * 8, now.parity);
-        const Products products(phi, l.slot_of(now));
+        const Products<P> products(phi, l.slot_of(now));
         barrier_wait(l.taken, k % 2 ^ 1);
-        products.put(l.partial);
+        const u32 to = l.partial + wave_index() * PARTIAL;
+        products.put(to, P * 4, to + TILE * P * 4, 4);
         barrier_arrive(l.added);
     }
 }

@@ -1,6 +1,6 @@
 // What the roles of dynamic_fwd_cluster's blocks share: the arguments, where things lie in shared memory, and which tiles a cluster has.
 #pragma once
-#include "cluster_layout.cuh"
+#include "tf32_products.cuh"
 
 struct DynamicFwd {
     TensorMap x, phi;
@@ -17,10 +17,10 @@ struct DynamicFwd {
 };
 
 // Streams, columns of φ, blocks of a cluster, tokens of a tile that each owns; warps that mix and tokens that each has. Channels of a row
-// in a slot, bytes of a tile's 16 rows of one stream, and of all, and of the 24 of φ; how many of the former, halved, a warp multiplies at
-// most.
+// in a slot, bytes of a tile's 16 rows of all streams, and of the 24 of φ; a warp has 6 half rows at most.
 static const u32 N = 4, P = N * (N + 2), RANKS = 8, OWNED = TILE / RANKS, MIX = 4, MIXED_TOKENS = TILE / MIX;
-static const u32 ROW = 32, ROWS = TILE * ROW * 4, GROUP_BYTES = N * ROWS, PHI_ROWS = P * ROW * 4, MOST = 6;
+static const u32 ROW = 32, GROUP_BYTES = N * ROWS, PHI_ROWS = P * ROW * 4;
+using Phi = HalfRows<6, P>;
 
 // Parts of a box: partial sums of the owned tokens [rank][token][P], their Σx² [token][rank]; of all tokens H_pre and H_post, H_res as
 // [to][from], and Σ of the squares of the layer's input [rank]. Then a barrier for each but Σx².
@@ -64,9 +64,6 @@ struct Place {
     DEVICE_MEMBER u32 slot_of(const Turn& turn) const { return base + turn.slot * slot; }
     DEVICE_MEMBER u32 channel(u32 row) const { return (rank * rows + row) * ROW; }
 };
-
-// The place of a token's 16 bytes of channels among the rows of a stream: copies permute them by the token.
-DEVICE u32 piece(u32 token, u32 piece) { return token * (ROW * 4) + ((piece ^ (token & 7)) << 4); }
 
 // The tiles of a cluster.
 struct Tiles {

@@ -27,11 +27,7 @@
 //           registers 9.4 µs after the launch (C = 2560); in rows sent off by one warp, before its first tile: 5.2 µs, the first tile 6.6.
 // Measured  T = 4096, C = 2560 (1.5 × the time of a copy): 15 clusters fit, of whose 256 tiles one has 18; 2.2 µs a tile is what memory
 //           gives; the last tile takes 4 µs from its sums to the end, most of it Sinkhorn's chain.
-#include "cluster_layout.cuh"
-#include "token.cuh"
-
-// Lane's row of a tile in a slot: [stream][64 channels][token][64], 128 bytes a row whose 16-byte pieces are permuted by the row.
-DEVICE u32 piece(u32 row, u32 piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
+#include "cluster_roles.cuh"
 
 // A warp's part of the products of one tile, and Σx², into `to`.
 template <class E, u32 N, u32 BLOCKS>
@@ -84,34 +80,6 @@ DEVICE void multiply(const Weights<E, N, BLOCKS>& phi, const Layout<N>& l, u32 s
         square[h] += shuffle_xor(square[h], 1);
         square[h] += shuffle_xor(square[h], 2);
         if (q == 0) shared_store(to + ((warp * TILE + h * 8 + g) * SUMS + P) * 4, square[h]);
-    }
-}
-
-// The sums over the multiplying warps, to the tokens' owners: one warp, so that those that multiply need not wait for each other.
-template <u32 N> DEVICE void reduce_and_send(const Layout<N>& l, u32 tiles) {
-    const u32 SUMS = Sizes<N>::SUMS, SUMS_BYTES = Sizes<N>::SUMS_BYTES, lane = thread_index() % 32;
-    cluster_wait();
-    Turn now, buffer;
-    for (u32 k = 0; k < tiles; ++k, now.next(l.slots), buffer.next(BUFFERS)) {
-        const u32 from = l.reduce + buffer.slot * (MULTIPLY * SUMS_BYTES);
-        barrier_wait(l.added + buffer.slot * 8, buffer.parity);
-#pragma unroll 2
-        for (u32 item = lane; item < TILE * (SUMS / 4); item += 32) {
-            const u32 token = item / (SUMS / 4), part = item % (SUMS / 4);
-            float sum[4];
-            shared_load(sum, from + item * 16);
-#pragma unroll
-            for (u32 w = 1; w < MULTIPLY; ++w) {
-                float v[4];
-                shared_load(v, from + w * SUMS_BYTES + item * 16);
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) sum[e] += v[e];
-            }
-            const u32 owner = token >> l.owned_bits, row = l.rank * l.owned + token % l.owned;
-            const u32 to = l.sums + now.slot * SUMS_BYTES + (row * SUMS + part * 4) * 4;
-            send(address_in(to, owner), sum, address_in(l.summed + now.slot * 8, owner));
-        }
-        barrier_arrive(l.taken + buffer.slot * 8);
     }
 }
 
@@ -331,7 +299,7 @@ DEVICE void multiply_and_mix(const PreCluster<E>& a, const Layout<N>& l, u32 clu
             multiply(phi, l, l.base + now.slot * l.slot, l.reduce + buffer.slot * (MULTIPLY * Sizes<N>::SUMS_BYTES), warp, lane);
             barrier_arrive(l.added + buffer.slot * 8);
             now.next(l.slots);
-            buffer.next(BUFFERS);
+            buffer.next(l.buffers);
         }
         if (k >= last) {
             const u64 first_token = ((u64)cluster + (u64)(k - last) * clusters) * TILE;
@@ -371,87 +339,12 @@ DEVICE void copy(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 cl
     cluster_wait();
 }
 
-// One token that this block owns: H_pre to all blocks of the cluster, the rest to memory. Returns the lane's coefficient before σ.
-template <class E, u32 N>
-DEVICE float token_coefficients(const PreCluster<E>& a, const Layout<N>& l, const Column<N>& column, u32 slot, u32 t, u64 token) {
-    const u32 lane = thread_index() % 32, SUMS = Sizes<N>::SUMS;
-    const u32 from = l.sums + slot * Sizes<N>::SUMS_BYTES + (t * SUMS + smaller(lane, Sizes<N>::P)) * 4;
-    // All loads first, then the sum in the order of the ranks.
-    float part[16], sum = 0.0f;
-#pragma unroll
-    for (u32 r = 0; r < 16; ++r) part[r] = r < l.ranks ? shared_load(from + (r << l.owned_bits) * (SUMS * 4)) : 0.0f;
-#pragma unroll
-    for (u32 r = 0; r < 16; ++r) sum += part[r];
-    const TokenCoefficients<N> k(a, column, sum);
-    if (lane < l.ranks) {
-        const u32 to = l.h_pre + (slot * TILE + l.rank * l.owned + t) * 16;
-        send(address_in(to, lane), k.h, address_in(l.sent + slot * 8, lane));
-    }
-    if (token < a.tokens) k.store(a, token, lane);
-    return k.v;
-}
-
-// The warps take groups of tiles in turn: first what the blocks wait for, tile by tile, then Sinkhorn for the whole group, during which
-// the next warp goes on. One warp's tiles come after the other's, or else a wait might take an old phase of a slot for its own.
-template <class E, u32 N> DEVICE void coefficients(const PreCluster<E>& a, const Layout<N>& l, u32 cluster, u32 clusters, u32 tiles) {
-    const u32 lane = thread_index() % 32, me = thread_index() / 32 - MULTIPLY - 2, owned = l.owned;
-    const Column<N> column(a, lane);
-    cluster_wait();
-    Turn now;
-    for (u32 k0 = 0; k0 < tiles; k0 += GROUP) {
-        if (k0 / GROUP % COEFFICIENTS != me) {
-            for (u32 k = 0; k < GROUP; ++k) now.next(l.slots);
-            continue;
-        }
-        if (k0 > 0) named_sync(2 + me, 64);
-        float logits[N * N] = {};
-        for (u32 k = k0; k < k0 + GROUP && k < tiles; ++k) {
-            const u64 first = (u64)(cluster + k * clusters) * TILE + l.rank * owned;
-            barrier_wait_cluster(l.summed + now.slot * 8, now.parity);
-            for (u32 t = 0; t < owned; ++t) {
-                const float v = token_coefficients(a, l, column, now.slot, t, first + t);
-#pragma unroll
-                for (u32 e = 0; e < N * N; ++e) {
-                    const float logit = shuffle(v, 2 * N + e);
-                    if (lane == (k - k0) * owned + t) logits[e] = logit;
-                }
-            }
-            now.next(l.slots);
-        }
-        wave_barrier();
-        if (k0 + GROUP < tiles) named_arrive(2 + (me + 1) % COEFFICIENTS, 64);
-        const u32 k = k0 + (lane >> l.owned_bits);
-        const u64 token = (u64)(cluster + k * clusters) * TILE + l.rank * owned + lane % owned;
-        mix_lanes<N>(a, a.form, logits, token, lane < GROUP * owned && k < tiles && token < a.tokens, l.far + me * FAR_BYTES);
-    }
-}
-
 template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM = false> DEVICE void pre_cluster(const PreCluster<E>& a) {
     DYNAMIC_SHARED(u8, shared);
-    u32 ranks;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
-    const Layout<N> l(a, shared_address(shared), ranks, POST, NORM);
-    const u32 cluster = block_x() / ranks, clusters = blocks_x() / ranks;
-    const u64 all = (a.tokens + TILE - 1) / TILE;
-    const u32 tiles = cluster < all ? (u32)((all - cluster + clusters - 1) / clusters) : 0, warp = thread_index() / 32;
-    if (thread_index() == 0) {
-        for (u32 s = 0; s < a.slots; ++s) {
-            barrier_init(l.full + s * 8, 1);
-            barrier_init(l.empty + s * 8, MULTIPLY);
-            barrier_init(l.summed + s * 8, 1);
-            barrier_init(l.sent + s * 8, 1);
-            barrier_init(l.normed + s * 8, 1);
-        }
-        // Every lane arrives: what it wrote or read is then ordered by itself.
-        barrier_init(l.phi_there, 1);
-        for (u32 b = 0; b < BUFFERS; ++b) {
-            barrier_init(l.added + b * 8, MULTIPLY * 32);
-            barrier_init(l.taken + b * 8, 32);
-        }
-        barrier_init_done();
-    }
-    barrier();
-    cluster_arrive();
+    const Layout<N> l(a, shared_address(shared), POST, NORM);
+    const u32 cluster = block_x() / l.ranks, clusters = blocks_x() / l.ranks, warp = thread_index() / 32;
+    const u32 tiles = tiles_of(a.tokens, cluster, clusters);
+    begin(l, MULTIPLY);
     // 168 registers a thread are enough for 4 blocks of φ; more take some from those who only copy and make coefficients.
     const u32 ALL_OF_PHI = NORM || Pairs<E, 1>::SCALED ? 216 : 208;
     const u32 MORE = BLOCKS > 5 ? ALL_OF_PHI : POST || NORM ? 208 : BLOCKS > 4 ? 192 : 168;
@@ -460,7 +353,7 @@ template <class E, u32 N, u32 BLOCKS, bool POST, bool NORM = false> DEVICE void 
         multiply_and_mix<E, N, BLOCKS, POST, NORM>(a, l, cluster, clusters, tiles);
     } else {
         if constexpr (MORE > 168) give_registers<3 * 168 - 2 * MORE>();
-        if (warp > MULTIPLY) Weights<E, N, BLOCKS>::copy(a, l);
+        if (warp > MULTIPLY) copy_phi(a, l);
         if (warp == MULTIPLY) copy<POST>(a, l, cluster, clusters, tiles);
         else if (warp == MULTIPLY + 1) reduce_and_send(l, tiles);
         else coefficients(a, l, cluster, clusters, tiles);

@@ -59,6 +59,11 @@ const TUNED: &[Source] = &[
         },
     },
     Source {
+        name: "pre_cluster_f32",
+        text: include_str!("../../kernels/pre_cluster_f32.cuh"),
+        entries: || hopper([("pre_cluster_f32", 4)], &[DType::F32]),
+    },
+    Source {
         name: "pre_few",
         text: include_str!("../../kernels/pre_few.cuh"),
         entries: || {
@@ -82,6 +87,8 @@ const TUNED_HEADERS: &[(&str, &str)] = &[
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("hopper.cuh", include_str!("../../kernels/hopper.cuh")),
     ("cluster_layout.cuh", include_str!("../../kernels/cluster_layout.cuh")),
+    ("cluster_roles.cuh", include_str!("../../kernels/cluster_roles.cuh")),
+    ("tf32_products.cuh", include_str!("../../kernels/tf32_products.cuh")),
     ("dynamic_layout.cuh", include_str!("../../kernels/dynamic_layout.cuh")),
     ("token.cuh", include_str!("../../kernels/token.cuh")),
 ];

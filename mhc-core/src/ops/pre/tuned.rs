@@ -8,9 +8,10 @@ use crate::{
     ops::coefficients::plan::{self as coefficients, Params},
 };
 
-/// Tokens of a tile, threads of a block, warps of it that multiply.
+/// Tokens of a tile, threads of a block and of one for f32, warps of it that multiply.
 const TILE: usize = 16;
 const THREADS: u32 = 384;
+const THREADS_F32: u32 = 512;
 const WARPS: usize = 8;
 
 /// The most tokens that take the kernels for few.
@@ -26,6 +27,10 @@ type Kernels = [(usize, &'static str)];
 /// `pre` alone; for 4 streams of bf16, which are the most, one more.
 const PRE: &Kernels = &[(4, "pre_cluster_4"), (5, "pre_cluster_5"), (7, "pre_cluster_7")];
 const PRE_BF16: &Kernels = &[(2, "pre_cluster_2"), (4, "pre_cluster_4"), (5, "pre_cluster_5"), (7, "pre_cluster_7")];
+
+/// `pre` for 4 streams of f32, and the channels of a block of it of which five slots fit.
+const PRE_F32: &Kernels = &[(4, "pre_cluster_f32")];
+const PART_F32: usize = 160;
 
 /// Two streams have so few columns that more blocks of channels fit.
 const PRE_2: &Kernels = &[(4, "pre_cluster_4"), (7, "pre_cluster_7")];
@@ -58,6 +63,8 @@ struct Split {
 impl Split {
     fn new(d: &Dims, act: DType, post: bool, norm: bool) -> Option<Self> {
         let kernels = match (post, norm) {
+            (false, false) if act == DType::F32 => PRE_F32,
+            _ if act == DType::F32 => return None,
             (true, false) => POST_PRE,
             (false, true) => PRE_NORM,
             (false, false) if d.streams == 2 => PRE_2,
@@ -65,14 +72,23 @@ impl Split {
             (false, false) => PRE,
             (true, true) => return None,
         };
-        // The fewest blocks: more would leave multiprocessors idle, as clusters do not cross the chip's partitions.
-        [4, 8, 16].into_iter().find_map(|ranks| {
-            let part = d.channels / ranks;
-            let whole = part > 0 && d.channels.is_multiple_of(64 * ranks);
-            let &(blocks, kernel) = kernels.iter().find(|(blocks, _)| part * d.streams <= 32 * WARPS * blocks)?;
-            whole.then_some(Self { ranks, part, blocks, kernel })
-        })
+        // The fewest blocks: more would leave multiprocessors idle, as clusters do not cross the chip's partitions. Of f32, the fewest that
+        // have five slots, where any have: two or three cost more.
+        let few = if act == DType::F32 { PART_F32 } else { usize::MAX };
+        [few, usize::MAX].into_iter().flat_map(|most| [4, 8, 16].map(|ranks| (most, ranks))).find_map(
+            |(most, ranks)| {
+                let part = d.channels / ranks;
+                let whole = part > 0 && part <= most && d.channels.is_multiple_of(row(act) * ranks);
+                let &(blocks, kernel) = kernels.iter().find(|(blocks, _)| part * d.streams <= 32 * WARPS * blocks)?;
+                whole.then_some(Self { ranks, part, blocks, kernel })
+            },
+        )
     }
+}
+
+/// Channels of a row of 128 bytes, which a block has a whole number of.
+fn row(act: DType) -> usize {
+    128 / act.size()
 }
 
 /// Floats of a token's partial sums: the columns, the sum of squares, and 3 to fill 16 bytes.
@@ -129,9 +145,11 @@ impl Call<'_> {
         let behind = if slots > 3 && blocks != 5 { 2 } else { 1 };
         let Params { alpha, bias, .. } = Params::SLOTS;
         let args = Args::new(op.desc);
+        // One copy brings all that a block has of 16-bit types, and a row of f32.
+        let channels = if self.act == DType::F32 { row(self.act) } else { part };
         let args = match self.before {
-            Some(Before { slots: [x, y, _], .. }) => args.tile(x, TILE, part).tile(y, TILE, part),
-            None => args.tile(x, TILE, part).u64(&[0; Arg::MAP_CELLS]),
+            Some(Before { slots: [x, y, _], .. }) => args.tile(x, TILE, channels).tile(y, TILE, channels),
+            None => args.tile(x, TILE, channels).u64(&[0; Arg::MAP_CELLS]),
         };
         let args = args.at(&[Ref::rows("phi"), self.weight, alpha, bias]);
         let args = args.at(&[Ref::rows("layer_input"), op.mixes, self.z, self.inv_rms]);
@@ -142,25 +160,32 @@ impl Call<'_> {
         let norm = op.rms_norm.is_some();
         let args = args.at(&[Ref::pointer("w").if_there(norm), Ref::pointer("li_inv_rms").if_there(norm && save)]);
         let args = args.f32(&[op.rms_norm.unwrap_or(0.0)]).build();
-        let launch = Launch::new(source, entry, gpu::blocks(d.tokens.div_ceil(TILE) * ranks), THREADS, args);
+        let threads = if self.act == DType::F32 { THREADS_F32 } else { THREADS };
+        let launch = Launch::new(source, entry, gpu::blocks(d.tokens.div_ceil(TILE) * ranks), threads, args);
         let shared = self.shared(slots) as u32;
         Some(Launch { cluster: [ranks as u32, 1, 1], shared, resident: true, ..launch })
+    }
+
+    /// Buffers of partial sums.
+    fn buffers(&self) -> usize {
+        if self.act == DType::F32 { 1 } else { 2 }
     }
 
     /// Bytes of shared memory of a block with so many slots; the kernel's `Layout`.
     fn shared(&self, slots: usize) -> usize {
         let rows = self.d.streams + usize::from(self.before.is_some());
-        let (sums, barriers, buffers) = (TILE * sums(self.d) * 4, 5 * 8, 2);
+        let (sums, barriers) = (TILE * sums(self.d) * 4, 5 * 8);
         let (norms, w) = if self.op.rms_norm.is_some() { (16 * 2 * TILE * 4, self.split.part * 4) } else { (0, 0) };
         let scales = if self.act == DType::F16 { WARPS * 24 * 4 } else { 0 };
-        let slot = self.split.part * rows * TILE * 2 + sums + TILE * 16 + norms + barriers;
-        1024 + slots * slot + buffers * (WARPS * sums + 2 * 8) + w + scales + 2 * 896 + 8
+        let slot = self.split.part * rows * TILE * self.act.size() + sums + TILE * 16 + norms + barriers;
+        1024 + slots * slot + self.buffers() * (WARPS * sums + 2 * 8) + w + scales + 2 * 896 + 8
     }
 
     /// Whether φ and its weight, which come through the slots and the partial sums behind them, fit there; the kernel's `Layout`.
     fn has_room_for_phi(&self, slots: usize) -> bool {
         let rows = self.d.streams + usize::from(self.before.is_some());
-        let room = slots * self.split.part * rows * TILE * 2 + 2 * WARPS * TILE * sums(self.d) * 4;
+        let room = slots * self.split.part * rows * TILE * self.act.size();
+        let room = room + self.buffers() * WARPS * TILE * sums(self.d) * 4;
         self.d.streams * (self.d.mix() + 1) * (self.split.part * 4 + 32) <= room
     }
 
