@@ -66,7 +66,7 @@ fn set(variable: &str) -> Option<String> {
 fn benches() -> Result<Vec<Bench>> {
     let mut benches = match set("MHC_BENCH_SUITE").as_deref() {
         None | Some("ops") => bench::suite(set("MHC_TEST_OP").as_deref()),
-        Some("bars") => bars::suite(),
+        Some("bars") => bars::on_gpu(),
         Some("amd") => amd::suite(),
         Some(other) => bail!("MHC_BENCH_SUITE must be ops, bars or amd, but is `{other}`"),
     };

@@ -1,10 +1,11 @@
 //! Times every operator on the CPU. `cargo xtask bench` builds it, runs it and makes tables of its results.
 //!
-//! `MHC_TEST_BACKEND`, `MHC_TEST_OP` and `MHC_BENCH_SECONDS` choose what is timed and for how long; criterion's own flags work too.
+//! `MHC_TEST_BACKEND`, `MHC_BENCH_SUITE` (`ops`, `bars`), `MHC_TEST_OP` and `MHC_BENCH_SECONDS` choose what is timed and for how long;
+//! criterion's own flags work too.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use criterion::Criterion;
 use mhc_core::Stream;
 use mhc_tests::{
@@ -17,7 +18,12 @@ fn main() -> Result<()> {
         Ok(text) => text.parse::<f64>().ok().filter(|s| *s > 0.0).context("MHC_BENCH_SECONDS must be above 0")?,
         Err(_) => 1.0,
     };
-    let op = std::env::var("MHC_TEST_OP").ok().filter(|op| !op.is_empty());
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let suite = match set("MHC_BENCH_SUITE").as_deref() {
+        None | Some("ops") => bench::suite(set("MHC_TEST_OP").as_deref()),
+        Some("bars") => bench::bars::on_cpu(),
+        Some(other) => bail!("MHC_BENCH_SUITE is `{other}`; a processor has `ops` and `bars`"),
+    };
     // Criterion's `--test`: everything once, to see that it runs.
     let timing = std::env::args().all(|arg| arg != "--test");
     let mut criterion = Criterion::default()
@@ -29,8 +35,8 @@ fn main() -> Result<()> {
     for subject in devices::found()?.into_iter().filter(|s| s.device.queue().is_none()) {
         let stream = Stream::new(subject.device)?;
         time(&mut criterion, &format!("{}@{}", bench::COPY, subject.name), || Copy::new(&stream))?;
-        for bench in bench::suite(op.as_deref()) {
-            time(&mut criterion, &format!("{}@{}", bench.id, subject.name), || Ready::new(&stream, &bench, timing))?;
+        for bench in &suite {
+            time(&mut criterion, &format!("{}@{}", bench.id, subject.name), || Ready::new(&stream, bench, timing))?;
         }
     }
     criterion.final_summary();

@@ -1,11 +1,11 @@
-//! The work whose speed on a Hopper GPU was agreed on beforehand, with the most that each may take.
+//! The work whose speed was agreed on beforehand, with the most that each may take: on a Hopper GPU, and on a processor.
 //!
-//! Floors are those of a copy in the same run; limits in µs were set for an H100. The sources are the fastest implementations known:
-//! TileKernels for `pre` and `post`, mHC.cu for the layers in its form, prototypes of our own.
+//! Floors are those of a copy in the same run; limits in µs of a GPU were set for an H100. The sources are the fastest implementations
+//! known: TileKernels for `pre` and `post`, mHC.cu for the layers in its form, prototypes of our own; on a processor PyTorch beside us.
 
 use mhc_core::{
     AnyOp, DType, Dims, Numerics, Problem,
-    ops::{DynamicLayer, DynamicLayerBwd, Post, PostPre, Pre, StaticLayer, StaticLayerBwd},
+    ops::{DynamicLayer, DynamicLayerBwd, Post, PostPre, Pre, Sinkhorn, StaticLayer, StaticLayerBwd},
 };
 
 use super::{Bench, record::Limit, sub_layer};
@@ -15,8 +15,25 @@ const OTHER_USES: f64 = 1.3;
 /// The most that `pre` may take at 4096 tokens, in units of the floor.
 const PRE_4096: f64 = 1.35;
 
-/// Every row.
-pub fn suite() -> Vec<Bench> {
+/// Every row of a processor with two threads.
+pub fn on_cpu() -> Vec<Bench> {
+    let (large, token) = (Dims::new(2048, 4, 2048), Dims::new(1, 4, 4096));
+    let matrices = Dims { channels: 1, ..large };
+    let of = |act| {
+        let [_, both] = sub_layer(act, large);
+        [
+            bench("pre.fwd", Pre::default(), large, act, Limit::Others { times: 8.0, floor: Some(2.0) }),
+            bench("post.fwd", Post::default(), large, act, Limit::Floor(1.0 / 0.85)),
+            Bench { limit: Some(Limit::Others { times: 5.0, floor: None }), ..both },
+            bench("pre.fwd", Pre::default(), token, act, Limit::Us(60.0)),
+        ]
+    };
+    let sinkhorn = bench("sinkhorn.fwd", Sinkhorn::default(), matrices, DType::F32, Limit::Us(60.0));
+    [DType::Bf16, DType::F32].into_iter().flat_map(of).chain([sinkhorn]).collect()
+}
+
+/// Every row of a GPU.
+pub fn on_gpu() -> Vec<Bench> {
     [post(), pre(), pre_variants(), post_pre(), decode(), training(), layers()].into_iter().flatten().collect()
 }
 
@@ -126,16 +143,18 @@ mod tests {
 
     #[test]
     fn rows_have_names_of_their_own() {
-        let suite = suite();
+        for suite in [on_cpu(), on_gpu()] {
+            assert_eq!(suite.iter().map(|b| &b.id).collect::<HashSet<_>>().len(), suite.len());
+        }
+        let suite = on_gpu();
         let ids: HashSet<_> = suite.iter().map(|b| &b.id).collect();
-        assert_eq!(ids.len(), suite.len());
         assert!(ids.contains(&"pre.fwd/bf16/norm_weight/T4096.n4.C4096".to_string()), "{ids:?}");
         assert!(ids.contains(&"pre.fwd/f16/T4096.n4.C4096".to_string()), "{ids:?}");
     }
 
     #[test]
     fn every_problem_is_one() {
-        for p in suite().iter().flat_map(|b| &b.steps) {
+        for p in on_cpu().iter().chain(&on_gpu()).flat_map(|b| &b.steps) {
             mhc_core::validate::problem(p).unwrap();
         }
     }

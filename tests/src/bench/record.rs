@@ -59,6 +59,11 @@ impl Record {
         self.peers.extend(other.peers);
     }
 
+    /// The fastest that others were at the same work, on the same device on the same day.
+    pub fn others_us(&self, id: &str) -> Option<f64> {
+        self.peers.iter().filter(|p| p.id == id && p.elsewhere.is_none()).map(|p| p.us).min_by(f64::total_cmp)
+    }
+
     /// The device called `id`.
     pub fn device(&self, id: &str) -> Option<&Measured> {
         self.devices.iter().find(|d| d.id == id)
@@ -168,14 +173,27 @@ pub enum Limit {
     Floor(f64),
     /// Microseconds.
     Us(f64),
+    /// The fastest of others by `times`, and this many times the floor.
+    Others {
+        /// How many times ours they take at least.
+        times: f64,
+        /// As in [`Limit::Floor`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        floor: Option<f64>,
+    },
 }
 
 impl Limit {
-    /// The limit in microseconds for so many bytes beside a copy of so many GB/s.
-    pub fn us(self, bytes: u64, copy_gb_s: f64) -> f64 {
+    /// The limit in microseconds for so many bytes, beside a copy of so many GB/s and the fastest of others; none where it is about others
+    /// and there are none.
+    pub fn us(self, bytes: u64, copy_gb_s: f64, others_us: Option<f64>) -> Option<f64> {
+        let floor = floor_us(bytes, copy_gb_s);
         match self {
-            Self::Floor(times) => times * floor_us(bytes, copy_gb_s),
-            Self::Us(us) => us,
+            Self::Floor(times) => Some(times * floor),
+            Self::Us(us) => Some(us),
+            Self::Others { times, floor: most } => {
+                others_us.map(|us| (us / times).min(most.map_or(f64::INFINITY, |most| most * floor)))
+            }
         }
     }
 }
@@ -196,9 +214,14 @@ impl Row {
         self.us / floor_us(self.bytes, copy_gb_s)
     }
 
+    /// The limit in microseconds, where there is one; see [`Limit::us`].
+    pub fn limit_us(&self, copy_gb_s: f64, others_us: Option<f64>) -> Option<f64> {
+        self.limit.and_then(|limit| limit.us(self.bytes, copy_gb_s, others_us))
+    }
+
     /// Whether the limit is kept, where there is one.
-    pub fn within(&self, copy_gb_s: f64) -> Option<bool> {
-        self.limit.map(|limit| self.us <= limit.us(self.bytes, copy_gb_s))
+    pub fn within(&self, copy_gb_s: f64, others_us: Option<f64>) -> Option<bool> {
+        self.limit_us(copy_gb_s, others_us).map(|limit| self.us <= limit)
     }
 }
 
@@ -212,11 +235,16 @@ mod tests {
             |us, limit| Row { id: String::new(), device: String::new(), us, hot_us: None, bytes: 3_000_000, limit };
         // 3 MB at 3000 GB/s take 1 µs.
         assert_eq!(row(1.5, None).times_floor(3000.0), 1.5);
-        assert_eq!(row(1.5, None).within(3000.0), None);
+        assert_eq!(row(1.5, None).within(3000.0, None), None);
         for (limit, most) in [(Limit::Floor(1.2), 1.2), (Limit::Us(2.0), 2.0)] {
-            assert_eq!(row(most * 1.01, Some(limit)).within(3000.0), Some(false));
-            assert_eq!(row(most * 0.99, Some(limit)).within(3000.0), Some(true));
+            assert_eq!(row(most * 1.01, Some(limit)).within(3000.0, None), Some(false));
+            assert_eq!(row(most * 0.99, Some(limit)).within(3000.0, None), Some(true));
         }
+        let others = |floor| row(1.9, Some(Limit::Others { times: 8.0, floor }));
+        assert_eq!(others(None).within(3000.0, Some(16.0)), Some(true));
+        assert_eq!(others(None).within(3000.0, Some(15.0)), Some(false));
+        assert_eq!(others(Some(1.8)).within(3000.0, Some(16.0)), Some(false), "too slow beside a copy");
+        assert_eq!(others(Some(1.8)).within(3000.0, None), None, "nobody to compare with");
     }
 
     #[test]

@@ -137,8 +137,8 @@ pub fn record(commit: Option<String>, probes: &[Probe], times: &Times, suite: &[
         });
         for bench in suite {
             let ns = times.medians.get(&format!("{}@{device}", bench.id)).with_context(|| bench.id.clone())?;
-            let (id, device, bytes) = (bench.id.clone(), device.clone(), bench.bytes());
-            record.rows.push(Row { id, device, us: ns / 1e3, hot_us: None, bytes, limit: None });
+            let (id, device, bytes, limit) = (bench.id.clone(), device.clone(), bench.bytes(), bench.limit);
+            record.rows.push(Row { id, device, us: ns / 1e3, hot_us: None, bytes, limit });
         }
     }
     Ok(record)

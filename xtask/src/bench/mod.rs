@@ -69,7 +69,7 @@ pub struct Args {
 enum Suite {
     /// Every operator at the shapes of models
     Ops,
-    /// The work whose speed on a Hopper GPU was agreed on, with its limits
+    /// The work whose speed on a processor and on a Hopper GPU was agreed on, with its limits
     Bars,
     /// Work whose times were published for AMD's GPUs
     Amd,
@@ -141,7 +141,7 @@ fn show(record: &Record, old: Option<&Record>) {
 fn measure(args: &Args) -> Result<Option<Record>> {
     let probes = args.backend.probe()?;
     let (cpus, gpus): (Vec<Probe>, Vec<Probe>) = probes.into_iter().partition(|p| p.backend == "cpu");
-    let cpus = if args.suite == Suite::Ops { cpus } else { Vec::new() };
+    let cpus = if args.suite == Suite::Amd { Vec::new() } else { cpus };
     for probe in cpus.iter().chain(&gpus) {
         let timed = if probe.found.is_ok() { "timing" } else { "not timing" };
         eprintln!("{timed} {probe}");
@@ -182,6 +182,7 @@ fn on_cpu(args: &Args, home: &Home, probes: &[Probe]) -> Result<(Option<Record>,
     let folder = home.scratch("criterion")?;
     let mut run = criterion::Run::new(&program, &folder);
     run.variable("MHC_TEST_BACKEND", "cpu");
+    run.variable("MHC_BENCH_SUITE", args.suite.name());
     run.variable("MHC_TEST_OP", args.op.as_deref().unwrap_or_default());
     run.variable("MHC_BENCH_SECONDS", &args.seconds.to_string());
     let names = run.names()?;
@@ -193,6 +194,10 @@ fn on_cpu(args: &Args, home: &Home, probes: &[Probe]) -> Result<(Option<Record>,
         return Ok((None, names.len()));
     }
     let times = run.times(&names)?;
-    let record = criterion::record(home.commit(), probes, &times, &bench::suite(args.op.as_deref()))?;
+    let suite = match args.suite {
+        Suite::Bars => bench::bars::on_cpu(),
+        _ => bench::suite(args.op.as_deref()),
+    };
+    let record = criterion::record(home.commit(), probes, &times, &suite)?;
     Ok((Some(record), names.len()))
 }

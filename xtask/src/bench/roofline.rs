@@ -34,15 +34,15 @@ struct Bar {
 }
 
 impl Bar {
-    fn new(row: &Row, device: &Measured) -> Self {
+    fn new(row: &Row, device: &Measured, others_us: Option<f64>) -> Self {
         let floor = floor_us(row.bytes, device.copy_gb_s);
         let percent = |us: f64| 100.0 * floor / us;
         let empty = device.gpu.as_ref().map_or(0.0, |g| g.empty_graph_us);
         Self {
             reached: percent(row.us),
             roof: percent(floor.max(empty)),
-            limit: row.limit.map(|l| percent(l.us(row.bytes, device.copy_gb_s))),
-            kept: row.within(device.copy_gb_s),
+            limit: row.limit_us(device.copy_gb_s, others_us).map(percent),
+            kept: row.within(device.copy_gb_s, others_us),
         }
     }
 }
@@ -62,7 +62,7 @@ pub fn draw(record: &Record) -> String {
     let below = "of the bandwidth of a copy in the same run: bytes of every operand once, by time";
     svg.text((at(50.0), bottom + 42.0), 13.0, Anchor::Middle, FAINT, below);
     for (i, (row, device)) in rows.iter().enumerate() {
-        one(&mut svg, TOP + STEP * i as f64, row, &Bar::new(row, device));
+        one(&mut svg, TOP + STEP * i as f64, row, &Bar::new(row, device, record.others_us(&row.id)));
     }
     svg.finish()
 }
@@ -138,9 +138,9 @@ mod tests {
     #[test]
     fn large_work_is_under_the_roof_of_the_copy_and_small_under_that_of_the_launch() {
         // 100 µs, and 1 µs, of a copy.
-        let large = Bar::new(&row(300_000_000, 125.0, Some(Limit::Floor(1.6))), &device());
+        let large = Bar::new(&row(300_000_000, 125.0, Some(Limit::Floor(1.6))), &device(), None);
         assert_eq!((large.reached, large.roof, large.limit, large.kept), (80.0, 100.0, Some(62.5), Some(true)));
-        let small = Bar::new(&row(3_000_000, 8.0, Some(Limit::Us(5.0))), &device());
+        let small = Bar::new(&row(3_000_000, 8.0, Some(Limit::Us(5.0))), &device(), None);
         assert_eq!((small.reached, small.roof, small.limit, small.kept), (12.5, 25.0, Some(20.0), Some(false)));
     }
 

@@ -73,7 +73,7 @@ impl<'a> Columns<'a> {
         if self.limits {
             cells.push(copy.map_or(String::new(), |c| format!("{:.2}", r.times_floor(c))));
             cells.push(r.limit.map_or(String::new(), limit));
-            let kept = copy.and_then(|c| r.within(c));
+            let kept = copy.and_then(|c| r.within(c, self.record.others_us(&r.id)));
             cells.push(kept.map_or("", |k| if k { "yes" } else { "**no**" }).into());
         }
         if let Some(old) = self.old {
@@ -89,6 +89,8 @@ fn limit(limit: Limit) -> String {
     match limit {
         Limit::Floor(times) => format!("{times:.2} × floor"),
         Limit::Us(us) => format!("{us} µs"),
+        Limit::Others { times, floor: None } => format!("others / {times}"),
+        Limit::Others { times, floor: Some(floor) } => format!("others / {times}, {floor:.2} × floor"),
     }
 }
 
