@@ -94,13 +94,9 @@ fn tell(device: &Measured, news: News<'_>) {
             println!("{:46} {:>9} {:>9} {:>8} {:>7}", "", "cold µs", "hot µs", "GB/s", "x floor");
         }
         News::Row(r) => {
-            let verdict = match r.within(device.copy_gb_s) {
-                None => String::new(),
-                Some(kept) => {
-                    let limit = r.limit.map_or(0.0, |l| l.us(r.bytes, device.copy_gb_s));
-                    format!("  {} {limit:.1} µs", if kept { "within" } else { "MISSES" })
-                }
-            };
+            let verdict = r.limit_us(device.copy_gb_s, None).map_or(String::new(), |limit| {
+                format!("  {} {limit:.1} µs", if r.us <= limit { "within" } else { "MISSES" })
+            });
             let (hot, floor) = (r.hot_us.unwrap_or(0.0), r.times_floor(device.copy_gb_s));
             println!("{:46} {:9.2} {hot:9.2} {:8.1} {floor:7.2}{verdict}", r.id, r.us, r.gb_s());
         }
