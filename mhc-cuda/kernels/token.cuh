@@ -43,38 +43,20 @@ template <u32 N> struct TokenCoefficients {
     }
 };
 
-// 1 / d, as it is found first and what is wrong with that: a product with it is not a step longer than the first guess.
-struct Inverse {
-    float about, wrong;
-    DEVICE_MEMBER explicit Inverse(float d) {
-        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(about) : "f"(d));
-        wrong = fused(-d, about, 1.0f);
-    }
-    DEVICE_MEMBER float times(float v) const {
-        const float first = v * about;
-        return fused(first, wrong, first);
-    }
-};
-
-// Σ of a line, as a tree of four.
-template <u32 N, class F> DEVICE float line_sum(F at) {
-    if constexpr (N == 4) return (at(0) + at(1)) + (at(2) + at(3));
-    float sum = at(0);
-#pragma unroll
-    for (u32 k = 1; k < N; ++k) sum += at(k);
-    return sum;
-}
-
 // A half-step of one thread's matrix, whose denominators are sums plus ε: half_step, with all lines side by side.
 template <bool FIRST, u32 N> DEVICE void plain_half_step(OwnMatrix<float, N>& m, float eps) {
     float d[N];
 #pragma unroll
-    for (u32 l = 0; l < N; ++l) d[l] = line_sum<N>([&](u32 k) { return m.template at<FIRST>(l, k); }) + eps;
+    for (u32 k = 0; k < N; ++k) {
+#pragma unroll
+        for (u32 l = 0; l < N; ++l) d[l] = k ? d[l] + m.template at<FIRST>(l, k) : m.template at<FIRST>(l, k);
+    }
+#pragma unroll
+    for (u32 l = 0; l < N; ++l) d[l] = reciprocal(d[l] + eps);
 #pragma unroll
     for (u32 l = 0; l < N; ++l) {
-        const Inverse inverse(d[l]);
 #pragma unroll
-        for (u32 k = 0; k < N; ++k) m.template at<FIRST>(l, k) = inverse.times(m.template at<FIRST>(l, k));
+        for (u32 k = 0; k < N; ++k) m.template at<FIRST>(l, k) *= d[l];
     }
 }
 
@@ -135,15 +117,12 @@ template <bool PLAIN, u32 N> DEVICE float balance_lanes(float m, const Form& for
     const u32 lane = thread_index() % 32;
     // The line's elements are at lanes `from`, `from + step` and so on.
     const auto half = [&](u32 from, u32 step) {
-        const auto at = [&](u32 k) { return shuffle(m, from + k * step); };
-        if constexpr (PLAIN) {
-            m = Inverse(line_sum<N>(at) + eps).times(m);
-            return;
-        }
         float sum = 0.0f;
 #pragma unroll
-        for (u32 k = 0; k < N; ++k) sum += at(k);
-        m *= reciprocal(sum > form.eps ? sum : form.mode == CLAMP ? form.eps : 1.0f);
+        for (u32 k = 0; k < N; ++k) sum += shuffle(m, from + k * step);
+        float d = PLAIN ? sum + eps : sum;
+        if (!PLAIN && !(sum > form.eps)) d = form.mode == CLAMP ? form.eps : 1.0f;
+        m *= reciprocal(d);
     };
     half(lane % N, N);
 #pragma unroll 1
