@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use criterion::Criterion;
 use mhc_core::Stream;
 use mhc_tests::{
@@ -19,11 +19,7 @@ fn main() -> Result<()> {
         Err(_) => 1.0,
     };
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let suite = match set("MHC_BENCH_SUITE").as_deref() {
-        None | Some("ops") => bench::suite(set("MHC_TEST_OP").as_deref()),
-        Some("bars") => bench::bars::on_cpu(),
-        Some(other) => bail!("MHC_BENCH_SUITE is `{other}`; a processor has `ops` and `bars`"),
-    };
+    let suite = bench::on_cpu(set("MHC_BENCH_SUITE").as_deref(), set("MHC_TEST_OP").as_deref())?;
     // Criterion's `--test`: everything once, to see that it runs.
     let timing = std::env::args().all(|arg| arg != "--test");
     let mut criterion = Criterion::default()

@@ -150,7 +150,67 @@ pub fn options(target: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use mhc_core::{
+        AnyOp, Dims,
+        gpu::GpuCaps,
+        ops::{PostPre, Pre},
+    };
+
     use super::*;
+
+    /// What a Hopper GPU would launch first: the kernel, blocks of a cluster, threads of a block, bytes of shared memory.
+    fn on_hopper(
+        op: impl Into<AnyOp>,
+        (tokens, n, channels): (usize, usize, usize),
+        act: DType,
+    ) -> (&'static str, [u32; 3]) {
+        let caps = GpuCaps {
+            arch: "sm_90".into(),
+            wave: 32,
+            units: 132,
+            shared_per_block: 227 << 10,
+            max_threads: 1024,
+            tuned: tuned(90),
+        };
+        let plan = op.into().plan(&Dims::new(tokens, n, channels), act, &caps).unwrap();
+        let launch = &plan.launches[0];
+        assert!(launch.shared <= caps.shared_per_block, "{}: {}", launch.entry.kernel, launch.shared);
+        (launch.entry.kernel, [launch.cluster[0], launch.block[0], launch.shared])
+    }
+
+    #[test]
+    fn clusters_are_chosen_by_channels_and_never_by_tokens() {
+        let f32s = [
+            (1024, ("pre_cluster_f32", [8, 512, 226_312])),
+            (1280, ("pre_cluster_f32", [8, 512, 232_416])),
+            (2048, ("pre_cluster_f32", [16, 512, 226_312])),
+            (2560, ("pre_cluster_f32", [16, 512, 232_416])),
+            (4096, ("pre_cluster_f32", [16, 512, 220_048])),
+            // Not in whole rows of 128 bytes, and too many for 16 blocks.
+            (1300, ("project_fwd", [1, 256, 0])),
+            (8192, ("project_fwd_mma_24", [1, 128, 98_304])),
+        ];
+        for (channels, launch) in f32s {
+            for tokens in [1, 64, 4096] {
+                assert_eq!(on_hopper(Pre::default(), (tokens, 4, channels), DType::F32), launch, "{channels}");
+            }
+        }
+        let bf16s = [
+            (2560, ("pre_cluster_5", [8, 384, 203_720])),
+            (4096, ("pre_cluster_4", [16, 384, 205_808])),
+            (7168, ("pre_cluster_7", [16, 384, 209_824])),
+        ];
+        for (channels, launch) in bf16s {
+            for tokens in [65, 4096] {
+                assert_eq!(on_hopper(Pre::default(), (tokens, 4, channels), DType::Bf16), launch, "{channels}");
+            }
+        }
+        let size = (4096, 4, 4096);
+        assert_eq!(on_hopper(Pre::default(), size, DType::F16), ("pre_cluster_4", [16, 384, 206_576]));
+        let norm = Pre { rms_norm: Some(1e-6), ..Pre::default() };
+        assert_eq!(on_hopper(norm, size, DType::Bf16), ("pre_norm_cluster_4", [16, 384, 217_072]));
+        assert_eq!(on_hopper(PostPre::default(), size, DType::Bf16), ("post_pre_cluster_4", [16, 384, 203_720]));
+    }
 
     #[test]
     fn tuned_sources_are_for_devices_with_machine_code_of_them() {

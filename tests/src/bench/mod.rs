@@ -84,6 +84,15 @@ pub fn suite(op: Option<&str>) -> Vec<Bench> {
     benches
 }
 
+/// What a processor is timed on: the suite of this name, which without one is all of [`suite`].
+pub fn on_cpu(name: Option<&str>, op: Option<&str>) -> Result<Vec<Bench>> {
+    match name {
+        None | Some("ops") => Ok(suite(op)),
+        Some("bars") => Ok(bars::on_cpu()),
+        Some(other) => bail!("a processor has the suites ops and bars, but not `{other}`"),
+    }
+}
+
 /// The name under which `pre` and `post` of one sub-layer are timed together.
 pub const SUB_LAYER: &str = "sub_layer";
 

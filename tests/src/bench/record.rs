@@ -248,6 +248,21 @@ mod tests {
     }
 
     #[test]
+    fn others_are_the_fastest_beside_us() {
+        let mut record = Record::new(None);
+        assert_eq!(record.others_us("a"), None);
+        let peer = |id: &str, us, elsewhere: Option<&str>| Peer {
+            peer: "P".into(),
+            id: id.into(),
+            us,
+            elsewhere: elsewhere.map(str::to_string),
+        };
+        record.peers =
+            vec![peer("a", 5.0, None), peer("a", 3.0, None), peer("a", 1.0, Some("H100")), peer("b", 2.0, None)];
+        assert_eq!(record.others_us("a"), Some(3.0));
+    }
+
+    #[test]
     fn records_of_processors_have_nothing_of_gpus() {
         let text = r#"{"id":"cpu","name":"a","copy_gb_s":1.0}"#;
         let measured: Measured = serde_json::from_str(text).unwrap();

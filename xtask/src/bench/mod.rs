@@ -194,10 +194,7 @@ fn on_cpu(args: &Args, home: &Home, probes: &[Probe]) -> Result<(Option<Record>,
         return Ok((None, names.len()));
     }
     let times = run.times(&names)?;
-    let suite = match args.suite {
-        Suite::Bars => bench::bars::on_cpu(),
-        _ => bench::suite(args.op.as_deref()),
-    };
+    let suite = bench::on_cpu(Some(args.suite.name()), args.op.as_deref())?;
     let record = criterion::record(home.commit(), probes, &times, &suite)?;
     Ok((Some(record), names.len()))
 }

@@ -171,21 +171,29 @@ impl Call<'_> {
         if self.act == DType::F32 { 1 } else { 2 }
     }
 
+    /// Bytes of a slot's rows.
+    fn row_bytes(&self) -> usize {
+        let rows = self.d.streams + usize::from(self.before.is_some());
+        self.split.part * rows * TILE * self.act.size()
+    }
+
+    /// Bytes of a warp's sums of a tile.
+    fn sum_bytes(&self) -> usize {
+        TILE * sums(self.d) * 4
+    }
+
     /// Bytes of shared memory of a block with so many slots; the kernel's `Layout`.
     fn shared(&self, slots: usize) -> usize {
-        let rows = self.d.streams + usize::from(self.before.is_some());
-        let (sums, barriers) = (TILE * sums(self.d) * 4, 5 * 8);
+        let (sums, barriers) = (self.sum_bytes(), 5 * 8);
         let (norms, w) = if self.op.rms_norm.is_some() { (16 * 2 * TILE * 4, self.split.part * 4) } else { (0, 0) };
         let scales = if self.act == DType::F16 { WARPS * 24 * 4 } else { 0 };
-        let slot = self.split.part * rows * TILE * self.act.size() + sums + TILE * 16 + norms + barriers;
+        let slot = self.row_bytes() + sums + TILE * 16 + norms + barriers;
         1024 + slots * slot + self.buffers() * (WARPS * sums + 2 * 8) + w + scales + 2 * 896 + 8
     }
 
     /// Whether φ and its weight, which come through the slots and the partial sums behind them, fit there; the kernel's `Layout`.
     fn has_room_for_phi(&self, slots: usize) -> bool {
-        let rows = self.d.streams + usize::from(self.before.is_some());
-        let room = slots * self.split.part * rows * TILE * self.act.size();
-        let room = room + self.buffers() * WARPS * TILE * sums(self.d) * 4;
+        let room = slots * self.row_bytes() + self.buffers() * WARPS * self.sum_bytes();
         self.d.streams * (self.d.mix() + 1) * (self.split.part * 4 + 32) <= room
     }
 
