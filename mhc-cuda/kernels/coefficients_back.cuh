@@ -5,25 +5,46 @@
 //           coefficients_bwd_total, 21.6 and 5.6 by themselves, came behind the layer and all took 238.6, of which 26 were forward's.
 //           With one such warp, which then is what the others wait for: 213 (ncu: dynamic_bwd_ahead 61, without it 44).
 #pragma once
-#include "copies.cuh"
+#include "hopper.cuh"
 #include "sinkhorn.cuh"
 
+// A barrier in shared memory, which compute capability 8.0 has already: the lanes of one warp arrive and go on, and what each of them did
+// before is done for who has waited for phase `parity`. Hopper's barrier_wait, which need not ask again and again, took as long here.
+struct Handover {
+    u64 state;
+
+    DEVICE_MEMBER void begin() { barrier_init(shared_address(&state), MHC_WAVE); }
+    DEVICE_MEMBER void arrive() { barrier_arrive(shared_address(&state)); }
+    DEVICE_MEMBER void wait(u32 parity) const {
+        asm volatile(
+            "{\n.reg .pred p;\nL_%=:\nmbarrier.test_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra L_%=;\n}\n" ::"r"(
+                shared_address(&state)),
+            "r"(parity)
+            : "memory");
+    }
+};
+
 // What the block leaves to the warps of `coefficients_back`: the gradients of the coefficients of as many tokens as a warp has lanes
-// for, to one warp after the other, so that nobody waits for anybody. Who arrives at a barrier need not wait there, and what it wrote
-// before is seen by who has waited (PTX ISA, barrier); compute-sanitizer's racecheck does not know that, and reports the hand-over here as
-// it does in two warps that do nothing else.
+// for, to one warp after the other, so that nobody waits for anybody. Handed over by bar.arrive and bar.sync, which order as much (PTX
+// ISA, barrier), it took as long, but compute-sanitizer's racecheck does not follow those, nor bar.sync alone in blocks of many tokens.
 template <u32 N> struct Mail {
     static const u32 MIX = N * (N + 2), TOKENS = MHC_WAVE / (N * N), WARPS = 2, EACH = WARPS * TOKENS;
-    static const u32 FULL = 2, EMPTY = FULL + WARPS, BOTH = 2 * MHC_WAVE;
     float d_mixes[WARPS][TOKENS][MIX];
+    Handover full[WARPS], empty[WARPS];
 
+    // By one thread; the others see it after a barrier.
+    DEVICE_MEMBER void begin() {
+        for (u32 box = 0; box < WARPS; ++box) {
+            full[box].begin();
+            empty[box].begin();
+        }
+    }
     // By the first warp: of the k-th of `count` tokens.
     DEVICE_MEMBER void put(u32 k, u32 count, float d) {
-        const u32 box = k / TOKENS % WARPS, place = k % TOKENS;
-        if (place == 0 && k >= EACH) named_sync(EMPTY + box, BOTH);
+        const u32 box = k / TOKENS % WARPS, place = k % TOKENS, round = k / EACH;
+        if (place == 0 && round > 0) empty[box].wait((round - 1) % 2);
         if (lane_index() < MIX) d_mixes[box][place][lane_index()] = d;
-        wave_barrier();
-        if (place + 1 == TOKENS || k + 1 == count) named_arrive(FULL + box, BOTH);
+        if (place + 1 == TOKENS || k + 1 == count) full[box].arrive();
     }
 };
 
@@ -57,6 +78,7 @@ template <u32 N, class A> DEVICE void coefficients_back(const A& a, u64 first, u
     };
     float sum_g[2] = {}, sum_m[2] = {};
     fetch(first + box * TOKENS + mine);
+    u32 parity = 0;
 #pragma unroll 1
     for (u64 t0 = first + box * TOKENS; t0 < last; t0 += M::EACH) {
         const u64 t = t0 + mine;
@@ -68,7 +90,10 @@ template <u32 N, class A> DEVICE void coefficients_back(const A& a, u64 first, u
         const bool wide = far_apart<false>(N, [&](u32 i, u32 j) { return far[mine].logits[i * N + j]; });
         float* near = (float*)kept + mine;
         float v = lanes_forward<N>(form, logit, [&](u32 k, u32 line, float d) { near[(k * N + line) * TOKENS] = d; });
-        named_sync(M::FULL + box, M::BOTH);
+        mail.full[box].wait(parity);
+        parity ^= 1;
+        // For the denominators of other lanes, too.
+        wave_barrier();
         const float(&up)[TOKENS][MIX] = mail.d_mixes[box];
         const float up_g = up[mine][eg], up_m = up[mine][em];
         float d_m = lanes_back<N>(form, logit, v, up_m, [&](u32 k, u32 line) { return near[(k * N + line) * TOKENS]; });
@@ -92,7 +117,7 @@ template <u32 N, class A> DEVICE void coefficients_back(const A& a, u64 first, u
             }
         }
         wave_barrier();
-        if (t0 + M::EACH < last) named_arrive(M::EMPTY + box, M::BOTH);
+        mail.empty[box].arrive();
         // σ' = σ(t)·σ(-t): 1 - σ would lose the digits of a small one.
         const float d_g = gate ? up_g * (pre ? 1.0f : a.raw.post_mult) * s * sigmoid(-tg) : 0.0f;
         float dot = fused(alpha_g * d_g, zg, alpha_m * d_m * zm);

@@ -251,6 +251,10 @@ template <class E, u32 N, bool DYNAMIC, u32 STAGES, u32 THREADS> DEVICE void lay
     const u64 last = first + range < a.tokens ? first + range : a.tokens;
     const u32 own = threads() - (DYNAMIC ? Mail<N>::WARPS * MHC_WAVE : 0);
     SHARED Mail<N> mail;
+    if constexpr (DYNAMIC) {
+        if (thread_index() == 0) mail.begin();
+        barrier();
+    }
     if (DYNAMIC && thread_index() >= own) {
         const u32 box = (thread_index() - own) / MHC_WAVE;
         double* kept = (double*)(stages + 2 * N * STAGES * own) + box * 2 * a.raw.form.iters * N;
