@@ -13,7 +13,7 @@ use cudarc::driver::sys::{
 use mhc_core::{
     DType, DevPtr, DeviceInfo, RawStream, RawView, Result,
     gpu::{
-        Arg, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph,
+        Arg, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph, TileStreams,
         vendor::{Context as _, Function, Handle, Memory, Module, stream},
     },
 };
@@ -143,8 +143,14 @@ unsafe impl GpuDriver for CudaDriver {
         Ok((count.max(1) as u32).saturating_mul(size))
     }
 
-    fn tensor_map(&self, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
-        crate::tile::encode(&self.context, view, tokens, channels)
+    fn tensor_map(
+        &self,
+        view: &RawView,
+        tokens: u32,
+        channels: u32,
+        streams: TileStreams,
+    ) -> Result<[u64; Arg::MAP_CELLS]> {
+        crate::tile::encode(&self.context, view, tokens, channels, streams)
     }
 
     unsafe fn launch(&self, f: Function, l: &Launch, s: RawStream, cells: &mut [u64]) -> Result<()> {

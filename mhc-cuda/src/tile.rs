@@ -8,7 +8,7 @@ use cudarc::driver::sys::{
 };
 use mhc_core::{
     DType, RawView, Result,
-    gpu::{Arg, vendor::Context as _},
+    gpu::{Arg, TileStreams, vendor::Context as _},
 };
 
 use crate::context::Context;
@@ -17,9 +17,16 @@ use crate::context::Context;
 const ROW: usize = 128;
 
 /// The map of `[T, n, C]` (or `[T, C]`, as if n were 1). Of 16-bit types it is seen as `[n, C/64, T, 64]`, in tiles `[n, channels/64, tokens,
-/// 64]`, of f32 as `[1, n, T, C]`, in tiles `[1, n, tokens, channels]` of 32 channels, as rows may end anywhere there. Rows are 128 bytes in
+/// 64]`, of f32 as `[1, n, T, C]`, in tiles `[1, n, tokens, channels]` of 32 channels, as rows may end anywhere there; or in tiles of one
+/// stream instead of n. Rows are 128 bytes in
 /// both, whose 16-byte pieces are permuted by the row. Tokens and channels past the last are zeros.
-pub(crate) fn encode(context: &Context, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
+pub(crate) fn encode(
+    context: &Context,
+    view: &RawView,
+    tokens: u32,
+    channels: u32,
+    streams: TileStreams,
+) -> Result<[u64; Arg::MAP_CELLS]> {
     let (shape, strides) = (view.layout.shape(), view.layout.strides());
     let (first, last) = (0, shape.len() - 1);
     let (n, stream) = if last == 2 { (shape[1], strides[1]) } else { (1, shape[last]) };
@@ -32,14 +39,13 @@ pub(crate) fn encode(context: &Context, view: &RawView, tokens: u32, channels: u
     let step = |elements: usize| ((elements * view.dtype.size()) as u64).max(16);
     let (all, token, stream) = (shape[last] as u64, step(strides[first]), step(stream));
     let (row, rows) = (ROW / view.dtype.size(), channels * view.dtype.size() as u32 / ROW as u32);
+    let deep = if streams == TileStreams::One { 1 } else { n as c_uint };
     let (sizes, steps, tile) = match view.dtype {
-        DType::F32 => {
-            ([all, shape[first] as u64, n as u64, 1], [token, stream, stream], [channels, tokens, n as c_uint, 1])
-        }
+        DType::F32 => ([all, shape[first] as u64, n as u64, 1], [token, stream, stream], [channels, tokens, deep, 1]),
         _ => (
             [row as u64, shape[first] as u64, all / row as u64, n as u64],
             [token, ROW as u64, stream],
-            [row as c_uint, tokens, rows, n as c_uint],
+            [row as c_uint, tokens, rows, deep],
         ),
     };
     let each: [c_uint; 4] = [1; 4];

@@ -1,6 +1,6 @@
 //! Arguments of a launch, in the shapes that device sources take them.
 
-use super::{Arg, GpuCaps, Launch};
+use super::{Arg, GpuCaps, Launch, TileStreams};
 use crate::{DType, Dims, OpDesc};
 
 /// Collects the arguments of a launch by the names of slots, in the order of the fields of the kernel's struct.
@@ -57,10 +57,19 @@ impl Args {
         self
     }
 
-    /// A slot as the device's `TensorMap`, in tiles of so many tokens and channels.
+    /// A slot as the device's `TensorMap`, in tiles of so many tokens and channels of every stream.
     pub fn tile(self, slot: &str, tokens: usize, channels: usize) -> Self {
+        self.tile_of(slot, tokens, channels, TileStreams::All)
+    }
+
+    /// The same of one stream.
+    pub fn stream_tile(self, slot: &str, tokens: usize, channels: usize) -> Self {
+        self.tile_of(slot, tokens, channels, TileStreams::One)
+    }
+
+    fn tile_of(self, slot: &str, tokens: usize, channels: usize, streams: TileStreams) -> Self {
         let slot = self.desc.index(slot).unwrap_or(usize::MAX);
-        self.more([Arg::Tile { slot, tokens: tokens as u32, channels: channels as u32 }])
+        self.more([Arg::Tile { slot, tokens: tokens as u32, channels: channels as u32, streams }])
     }
 
     /// Sizes.

@@ -254,9 +254,9 @@ impl<D: GpuDriver> Kernel for GpuKernel<D> {
             for arg in &launch.args {
                 let end = next + arg.cells();
                 match *arg {
-                    Arg::Tile { slot, tokens, channels } => {
+                    Arg::Tile { slot, tokens, channels, streams } => {
                         if let Some(view) = view(slots, slot) {
-                            let map = self.shared.driver.tensor_map(&view, tokens, channels)?;
+                            let map = self.shared.driver.tensor_map(&view, tokens, channels, streams)?;
                             cells[next..end].copy_from_slice(&map);
                         }
                     }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Arg, Launch};
+use super::{Arg, Launch, TileStreams};
 use crate::{DType, DevPtr, DeviceInfo, Error, RawStream, RawView, Result};
 
 /// A point in the work of a stream, as the driver names it.
@@ -51,8 +51,14 @@ pub unsafe trait GpuDriver: GpuQueue + 'static {
     }
     /// What tensor copies must know of an operand to find tiles of it, see [`Arg::Tile`](super::Arg::Tile); only drivers whose plans
     /// have such tiles need to.
-    fn tensor_map(&self, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
-        let _ = (view, tokens, channels);
+    fn tensor_map(
+        &self,
+        view: &RawView,
+        tokens: u32,
+        channels: u32,
+        streams: TileStreams,
+    ) -> Result<[u64; Arg::MAP_CELLS]> {
+        let _ = (view, tokens, channels, streams);
         let why = "it has no tensor copies".into();
         Err(Error::Unsupported { op: "tensor map", device: self.info().id.to_string(), why })
     }

@@ -6,7 +6,7 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use super::{Arg, GpuCaps, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph};
+use super::{Arg, GpuCaps, GpuDriver, GpuQueue, Launch, RawEvent, RawGraph, TileStreams};
 use crate::{DType, DevPtr, DeviceId, DeviceInfo, Error, RawStream, RawView, Result};
 
 /// What the driver has been asked and what it has given out.
@@ -129,8 +129,14 @@ unsafe impl GpuDriver for Fake {
         self.call("resident", "")?;
         Ok(2)
     }
-    fn tensor_map(&self, view: &RawView, tokens: u32, channels: u32) -> Result<[u64; Arg::MAP_CELLS]> {
-        self.call("tensor_map", &format!("{tokens} {channels}"))?;
+    fn tensor_map(
+        &self,
+        view: &RawView,
+        tokens: u32,
+        channels: u32,
+        streams: TileStreams,
+    ) -> Result<[u64; Arg::MAP_CELLS]> {
+        self.call("tensor_map", &format!("{tokens} {channels} {streams:?}"))?;
         Ok([view.ptr.0; Arg::MAP_CELLS])
     }
     fn create_stream(&self) -> Result<RawStream> {

@@ -17,7 +17,7 @@ pub mod vendor;
 pub use args::{Args, Ref, Scratch, blocks, threads};
 pub use device::GpuDevice;
 pub use driver::{GpuDriver, GpuQueue, RawEvent, RawGraph};
-pub use plan::{Arg, Fallback, GpuCaps, Launch, Plan};
+pub use plan::{Arg, Fallback, GpuCaps, Launch, Plan, TileStreams};
 pub use queue::{Event, Graph, Pinned, copy};
 pub use source::{Entry, HEADERS, STREAMS, Source, includes};
 pub use sum::{SUM, ranges, sum_rows};

@@ -176,9 +176,20 @@ pub enum Arg {
         slot: usize,
         /// Tokens of a tile.
         tokens: u32,
-        /// Channels of a tile, which has them of every stream: a multiple of 64, or 32 in f32.
+        /// Channels of a tile: a multiple of 64, or 32 in f32.
         channels: u32,
+        /// Streams of a tile: all that the slot has, or one.
+        streams: TileStreams,
     },
+}
+
+/// The streams of a tile of tensor copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileStreams {
+    /// Every stream of the slot.
+    All,
+    /// One at a time.
+    One,
 }
 
 impl Arg {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    Arg, Entry, Event, Fallback, GpuCaps, GpuDevice, Graph, Launch, Pinned, Plan, copy,
+    Arg, Entry, Event, Fallback, GpuCaps, GpuDevice, Graph, Launch, Pinned, Plan, TileStreams, copy,
     fake::{Fake, State},
 };
 use crate::{
@@ -179,7 +179,7 @@ fn what_it_falls_back_on_is_loaded_when_it_is_wanted() {
 #[test]
 fn tiles_and_resident_blocks_are_asked_of_the_driver() {
     let (fake, device) = device();
-    let tile = Arg::Tile { slot: 0, tokens: 16, channels: 64 };
+    let tile = Arg::Tile { slot: 0, tokens: 16, channels: 64, streams: TileStreams::One };
     let args = vec![tile, Arg::U32(5)];
     let launch = |blocks| {
         let launch = Launch::new("post", Entry::new("post_fwd", DType::F32, 4), blocks, 32, args.clone());

@@ -64,6 +64,11 @@ const TUNED: &[Source] = &[
         entries: || hopper([("pre_cluster_f32", 4)], &[DType::F32]),
     },
     Source {
+        name: "pre_wide",
+        text: include_str!("../../kernels/pre_wide.cuh"),
+        entries: || hopper(["pre_wide", "pre_wide_start"].map(|k| (k, 8)), &[DType::Bf16]),
+    },
+    Source {
         name: "pre_few",
         text: include_str!("../../kernels/pre_few.cuh"),
         entries: || {
@@ -90,6 +95,7 @@ const TUNED_HEADERS: &[(&str, &str)] = &[
     ("cluster_roles.cuh", include_str!("../../kernels/cluster_roles.cuh")),
     ("tf32_products.cuh", include_str!("../../kernels/tf32_products.cuh")),
     ("dynamic_layout.cuh", include_str!("../../kernels/dynamic_layout.cuh")),
+    ("wgmma.cuh", include_str!("../../kernels/wgmma.cuh")),
     ("token.cuh", include_str!("../../kernels/token.cuh")),
 ];
 
@@ -158,20 +164,24 @@ mod tests {
 
     use super::*;
 
-    /// What a Hopper GPU would launch first: the kernel, blocks of a cluster, threads of a block, bytes of shared memory.
-    fn on_hopper(
-        op: impl Into<AnyOp>,
-        (tokens, n, channels): (usize, usize, usize),
-        act: DType,
-    ) -> (&'static str, [u32; 3]) {
-        let caps = GpuCaps {
+    fn hopper_caps() -> GpuCaps {
+        GpuCaps {
             arch: "sm_90".into(),
             wave: 32,
             units: 132,
             shared_per_block: 227 << 10,
             max_threads: 1024,
             tuned: tuned(90),
-        };
+        }
+    }
+
+    /// What a Hopper GPU would launch first: the kernel, blocks of a cluster, threads of a block, bytes of shared memory.
+    fn on_hopper(
+        op: impl Into<AnyOp>,
+        (tokens, n, channels): (usize, usize, usize),
+        act: DType,
+    ) -> (&'static str, [u32; 3]) {
+        let caps = hopper_caps();
         let plan = op.into().plan(&Dims::new(tokens, n, channels), act, &caps).unwrap();
         let launch = &plan.launches[0];
         assert!(launch.shared <= caps.shared_per_block, "{}: {}", launch.entry.kernel, launch.shared);
@@ -210,6 +220,27 @@ mod tests {
         let norm = Pre { rms_norm: Some(1e-6), ..Pre::default() };
         assert_eq!(on_hopper(norm, size, DType::Bf16), ("pre_norm_cluster_4", [16, 384, 217_072]));
         assert_eq!(on_hopper(PostPre::default(), size, DType::Bf16), ("post_pre_cluster_4", [16, 384, 203_720]));
+    }
+
+    #[test]
+    fn eight_streams_take_as_many_teams_as_fit_and_as_there_are_tiles() {
+        let launched = |tokens, channels, units| {
+            let caps = GpuCaps { units, ..hopper_caps() };
+            let plan = AnyOp::from(Pre::default()).plan(&Dims::new(tokens, 8, channels), DType::Bf16, &caps).unwrap();
+            let launch = plan.launches.iter().find(|l| l.entry.kernel == "pre_wide")?;
+            assert!(launch.cooperative && launch.shared <= caps.shared_per_block);
+            Some((launch.grid[0], launch.shared))
+        };
+        assert_eq!(launched(4096, 4096, 132), Some((128, 211_064)));
+        assert_eq!(launched(64, 4096, 132), Some((64, 211_064)), "one tile");
+        assert_eq!(launched(4096, 4096, 114), Some((64, 211_064)), "one team on a smaller device");
+        assert_eq!(launched(4096, 2560, 132), Some((128, 149_624)));
+        assert_eq!(launched(4096, 3072, 132), Some((128, 170_104)));
+        assert_eq!(launched(4096, 7168, 132), Some((128, 190_584)));
+        // Not in whole slices, more than shared memory has room for, and fewer multiprocessors than slices.
+        for (channels, units) in [(1280, 132), (16384, 132), (7168, 114)] {
+            assert_eq!(launched(4096, channels, units), None, "{channels}");
+        }
     }
 
     #[test]

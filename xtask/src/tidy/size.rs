@@ -3,8 +3,8 @@
 use super::File;
 
 /// Bytes of a crate, of which the registry takes 10 MiB, 10.49 million: images are packed as tightly as they can be, so that the archive is
-/// not much smaller.
-const LIMIT: usize = 9_500_000;
+/// not much smaller. The rest is for what packing adds and for whoever takes a megabyte for a million.
+const LIMIT: usize = 9_700_000;
 
 /// What a manifest leaves out of its crate.
 fn excluded(manifest: &File) -> Vec<&str> {

@@ -89,7 +89,12 @@ impl Op for Pre {
             rms_norm,
             save: i % 3 != 2,
         });
-        Case::spread(ops, &stream_dims(level))
+        let mut dims = stream_dims(level);
+        if level >= Level::Full {
+            // Of 8 streams, more than one tile of the kernels that share tokens among many blocks.
+            dims.push(Dims::new(67, 8, 512));
+        }
+        Case::spread(ops, &dims)
     }
 }
 

@@ -120,6 +120,11 @@ pub(in crate::ops) fn launches(
     scratch: &mut Scratch,
 ) -> Option<Vec<Launch>> {
     let Ref::Slot(x, _) = op.x else { return None };
+    if before.is_none()
+        && let Some(wide) = wide::launches(op, x, d, act, caps, save, scratch)
+    {
+        return Some(wide);
+    }
     let split = Split::new(d, act, before.is_some(), op.rms_norm.is_some())?;
     let kernel = caps.tuned(split.kernel, act, d.streams)?;
     let z = if save { Ref::rows("z") } else { scratch.rows(d.tokens, d.mix()) };
@@ -251,5 +256,74 @@ impl Call<'_> {
     /// 1 where the n·n block of `mixes` lies by the stream that a weight is from.
     fn mix_order(&self) -> usize {
         usize::from(self.before.is_some_and(|b| b.orientation == Orientation::FromTo))
+    }
+}
+
+/// `pre` for 8 streams of bf16, where the device brings the kernel: blocks that wait for each other through memory, each with a slice of
+/// phi, read x from memory once; the matrices take a launch of their own.
+mod wide {
+    use super::{Operator, Params, coefficients};
+    use crate::{
+        DType, Dims,
+        gpu::{self, Args, GpuCaps, Launch, Ref, Scratch},
+    };
+
+    /// Threads of a block, tokens of a tile, tiles whose sums a team has room for, stages of the ring; the kernel's.
+    const THREADS: u32 = 640;
+    const TILE: usize = 64;
+    const KEPT: usize = 2;
+    const STAGES: usize = 3;
+
+    /// Channels of a line: what a copy brings of each token. Lines of a slice at most.
+    const LINE: usize = 64;
+    const WIDTH: usize = 8;
+
+    /// Slices that the kernel can add up. The fewest are best: their sums pass through the second cache.
+    const SLICES: [usize; 3] = [64, 96, 128];
+
+    /// The launches, if the device and the sizes allow them.
+    pub(super) fn launches(
+        op: &Operator<'_>,
+        x: &str,
+        d: &Dims,
+        act: DType,
+        caps: &GpuCaps,
+        save: bool,
+        scratch: &mut Scratch,
+    ) -> Option<Vec<Launch>> {
+        let (source, kernel) = caps.tuned("pre_wide", act, d.streams)?;
+        let (_, start) = caps.tuned("pre_wide_start", act, d.streams)?;
+        let (lines, units) = (d.streams * d.channels / LINE, caps.units as usize);
+        let fits = |slices: &usize| lines <= slices * WIDTH && lines.is_multiple_of(*slices) && *slices <= units;
+        let slices = SLICES.into_iter().find(fits)?;
+        let width = lines / slices;
+        let shared = shared(d.mix(), width);
+        let whole = lines > 0 && d.channels.is_multiple_of(LINE);
+        if !whole || op.rms_norm.is_some() || shared > caps.shared_per_block as usize {
+            return None;
+        }
+        let teams = (units / slices).min(d.tokens.div_ceil(TILE));
+        let (desc, mix) = (op.desc, d.mix());
+        let z = if save { Ref::rows("z") } else { scratch.rows(d.tokens, mix) };
+        let sums = scratch.pointer(teams * KEPT * TILE * slices * (mix + 4));
+        let count = 2 * d.tokens.div_ceil(TILE);
+        let counts = scratch.pointer(count);
+        let args = Args::new(desc).at(&[counts]).u64(&[count]).build();
+        let start = Launch::new(source, start, gpu::blocks(count.div_ceil(256)), 256, args);
+        let Params { alpha, bias, .. } = Params::SLOTS;
+        let args = Args::new(desc).stream_tile(x, TILE, LINE).at(&[op.x, Ref::rows("phi")]);
+        let args = args.at(&[Ref::pointer("norm_weight").if_there(op.norm_weight), alpha, bias]);
+        let args = args.at(&[Ref::rows("layer_input"), z, Ref::pointer("inv_rms").if_there(save), sums, counts]);
+        let args = args.u64(&[d.tokens]).u32(&[d.channels, slices, width]);
+        let args = args.f32(&[op.numerics.pre_eps, op.numerics.rms_eps]).build();
+        let products = Launch::new(source, kernel, gpu::blocks(slices * teams), THREADS, args);
+        let matrices = coefficients::forward_launch(desc, op.numerics, d, caps, &Params::SLOTS, (z, op.mixes));
+        Some(vec![start, Launch { shared: shared as u32, cooperative: true, ..products }, matrices])
+    }
+
+    /// Bytes of dynamic shared memory of a block: φ, stages, sums and barriers; the kernel's `Block`.
+    fn shared(columns: usize, width: usize) -> usize {
+        let barriers = 8 * (2 * STAGES + 5 + 2 * KEPT);
+        1024 + width * 2 * columns * 128 + STAGES * TILE * 128 + TILE * (columns + 4) * 4 + barriers
     }
 }
