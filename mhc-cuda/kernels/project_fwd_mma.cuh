@@ -5,7 +5,9 @@
 // Mapping   A block keeps its range of φ in shared memory, in the order in which lanes want it, and goes over tiles of tokens; a warp
 //           takes 16·M of a tile and loads them straight from memory into fragments. A product does not care in which order its k's
 //           are numbered, so a lane gets 8 neighbours of a row: 16 bytes of bf16.
-// Traffic   x once for every 8·NT columns, φ once a block, 4·ranges·(P + 1) bytes a token.
+//           Where columns come in groups, a block fills several times for a range, and again for every tile, as the parts of short ranges
+//           would be most of the traffic: n = 32, T = 128, C = 1280 in f32 has 178 MB of φ, and had as much of parts.
+// Traffic   x once for every 8·NT columns, φ once a block, or a tile of tokens where it is filled again, 4·ranges·(P + 1) bytes a token.
 // Numerics  φ·w as the sum of two bf16 for bf16 streams (16 bits and more), of two tf32 for the others (21 bits), where f32 streams are
 //           split so too. Sums of UNIT channels by the tensor cores, which round towards zero, then rounded additions in order.
 // Tried     φ from global memory for each tile: bound by L2. Plain loads of x, 64 bytes of a row at a time for 16-bit streams: 97 µs
@@ -45,6 +47,13 @@ template <class E, u32 NT> DEVICE void fill(const ProjectFwd<E>& a, u32 column0,
     }
 }
 
+// What the launch asked for.
+DEVICE u32 dynamic_shared_bytes() {
+    u32 bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
+}
+
 template <class E, u32 NT, u32 M, u32 AHEAD> DEVICE void project_fwd_mma(const ProjectFwd<E>& a) {
     DYNAMIC_SHARED(Quad, shared);
     const u32 SLABS = Mma<E>::SLABS, TOKENS = 16 * M;
@@ -52,9 +61,17 @@ template <class E, u32 NT, u32 M, u32 AHEAD> DEVICE void project_fwd_mma(const P
     const u32 column0 = block_y() * 8 * NT, tile_tokens = WARPS * TOKENS;
     const u64 row = (u64)a.n * a.channels, first = (u64)block_z() * a.steps * STEP;
     const u64 last = first + a.steps * STEP < row ? first + a.steps * STEP : row;
-    fill<E, NT>(a, column0, first, last, shared);
-    barrier();
-    for (u64 t0 = (u64)block_x() * tile_tokens + warp * TOKENS; t0 < a.tokens; t0 += (u64)blocks_x() * tile_tokens) {
+    // Channels for which φ has room; a range has as many, or a multiple of it where columns come in groups.
+    const u64 kept = dynamic_shared_bytes() / (SLABS * NT * 32 * (u32)sizeof(Quad)) * STEP;
+    const bool again = NT == 10 && a.steps * STEP > kept;
+    if (!again) {
+        fill<E, NT>(a, column0, first, last, shared);
+        barrier();
+    }
+    for (u64 tile0 = (u64)block_x() * tile_tokens; tile0 < a.tokens; tile0 += (u64)blocks_x() * tile_tokens) {
+        const u64 t0 = tile0 + warp * TOKENS;
+        // Nobody may be missing where all fill.
+        if (!again && t0 >= a.tokens) break;
         // Rows past the last token are read as the last one and not written.
         const E* rows[M][2];
 #pragma unroll
@@ -86,6 +103,12 @@ template <class E, u32 NT, u32 M, u32 AHEAD> DEVICE void project_fwd_mma(const P
         for (u32 s = 0; s < AHEAD; ++s) fetch(ring[s]);
         const Quad* b = shared + lane;
         for (u64 unit = first; unit < last; unit += UNIT * STEP) {
+            if (again && (unit - first) % kept == 0) {
+                barrier();
+                fill<E, NT>(a, column0, unit, unit + kept < last ? unit + kept : last, shared);
+                barrier();
+                b = shared + lane;
+            }
             float acc[M][NT][4] = {};
 #pragma unroll
             for (u32 s = 0; s < UNIT; ++s) {

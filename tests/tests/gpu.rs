@@ -311,7 +311,7 @@ fn batches(device: &Arc<dyn Device>, op: &str) -> Outcome {
     let (tokens, sizes): (usize, &[_]) = match devices::is_slow(device) {
         // More tokens than any kernel takes at a time.
         true => (131, &[(4, 72), (3, 33)]),
-        false => (4096, &[(4, 2560), (4, 1300), (2, 2560), (8, 640), (8, 1024), (3, 130)]),
+        false => (4096, &[(4, 2560), (4, 1300), (2, 2560), (8, 640), (8, 1024), (17, 128), (3, 130)]),
     };
     let parts = [0..1, tokens / 2 + 1..tokens / 2 + 2, tokens - 1..tokens, 0..17, tokens / 3..tokens / 3 + 17];
     for act in DType::ALL {

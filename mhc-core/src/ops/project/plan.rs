@@ -47,6 +47,8 @@ struct MmaForward {
     /// How often a block fills it for a range of K: more than once only where many columns would make ranges so short that the parts weigh
     /// more than x.
     fills: usize,
+    /// The same where columns come in groups, which are many blocks by themselves.
+    grouped: usize,
     /// Bytes of a number of phi, for bf16 streams and for the others: two bf16, two tf32 or one f32.
     phi: [usize; 2],
     /// Blocks that a multiprocessor has room for, each with its part of phi for as many tiles as there are.
@@ -55,12 +57,21 @@ struct MmaForward {
 
 /// On NVIDIA's tensor cores, by the columns that they serve; the last takes more in groups.
 const MMA: [MmaForward; 3] = {
-    let base =
-        MmaForward { kernel: "", columns: 0, tokens: 128, threads: 128, shared: 0, fills: 1, phi: [4, 8], resident: 4 };
+    let base = MmaForward {
+        kernel: "",
+        columns: 0,
+        tokens: 128,
+        threads: 128,
+        shared: 0,
+        fills: 1,
+        grouped: 1,
+        phi: [4, 8],
+        resident: 4,
+    };
     [
         MmaForward { kernel: "project_fwd_mma_8", columns: 8, shared: 64 << 10, ..base },
         MmaForward { kernel: "project_fwd_mma_24", columns: 24, shared: 96 << 10, ..base },
-        MmaForward { kernel: "project_fwd_mma_80", columns: 80, tokens: 64, shared: 80 << 10, ..base },
+        MmaForward { kernel: "project_fwd_mma_80", columns: 80, tokens: 64, shared: 80 << 10, grouped: 4, ..base },
     ]
 };
 
@@ -73,13 +84,14 @@ const TILES: [MmaForward; 3] = {
         threads: 256,
         shared: 64 << 10,
         fills: 1,
+        grouped: 1,
         phi: [4, 4],
         resident: 1,
     };
     [
         MmaForward { kernel: "project_fwd_tiles_16", columns: 16, resident: 2, ..base },
         MmaForward { kernel: "project_fwd_tiles_32", columns: 32, ..base },
-        MmaForward { kernel: "project_fwd_tiles_80", columns: 80, fills: 4, ..base },
+        MmaForward { kernel: "project_fwd_tiles_80", columns: 80, fills: 4, grouped: 4, ..base },
     ]
 };
 
@@ -102,16 +114,22 @@ impl MmaForward {
         (1 << most.ilog2()).min(512)
     }
 
+    fn fills(&self, columns: usize) -> usize {
+        if columns > self.columns { self.grouped } else { self.fills }
+    }
+
     /// Channels of a range of K.
-    fn range(&self, act: DType) -> usize {
-        self.fills * self.kept(act)
+    fn range(&self, act: DType, columns: usize) -> usize {
+        self.fills(columns) * self.kept(act)
     }
 
     /// Blocks for tiles of tokens, groups of columns, and ranges.
     fn grid(&self, d: &Dims, caps: &GpuCaps, columns: usize, ranges: usize) -> [u32; 3] {
         let groups = columns.div_ceil(self.columns);
-        let resident = (self.resident * caps.units as usize).div_ceil(ranges * groups);
-        let blocks = d.tokens.div_ceil(self.tokens).min(resident);
+        let (tiles, all) = (d.tokens.div_ceil(self.tokens), self.resident * caps.units as usize);
+        // Who fills again for every tile has nothing to keep from one to the next.
+        let keeps = self.fills(columns) == self.fills;
+        let blocks = if keeps { tiles.min(all.div_ceil(ranges * groups)) } else { tiles };
         [gpu::blocks(blocks), gpu::blocks(groups), gpu::blocks(ranges)]
     }
 }
@@ -162,7 +180,7 @@ pub(in crate::ops) fn forward_launches(
     let tuned = MmaForward::find(act, caps, o.columns).filter(|_| whole);
     // A range is of K and the columns alone: a token's sum must not depend on the others. Many columns are many blocks by themselves.
     let (steps, each) = match &tuned {
-        Some((mma, _)) => (d.row().div_ceil(DEPTH), mma.range(act) / DEPTH),
+        Some((mma, _)) => (d.row().div_ceil(DEPTH), mma.range(act, o.columns) / DEPTH),
         None if o.columns > 128 => (d.streams * d.channels.div_ceil(DEPTH), 4 * RANGE / DEPTH),
         None => (d.streams * d.channels.div_ceil(DEPTH), RANGE / DEPTH),
     };
